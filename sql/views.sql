@@ -1,0 +1,51 @@
+-- The views: their columns, and what they show.
+SET client_min_messages = warning;
+SELECT c.relname AS view, array_agg(a.attname ORDER BY a.attnum) AS columns
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+ WHERE c.relnamespace = 'subdispatch'::regnamespace AND c.relname IN ('subscriptions', 'consumers', 'channels', 'workers') AND c.relkind = 'v' GROUP BY 1 ORDER BY 1;
+SELECT array(SELECT unnest('{events_dispatched,resolver_calls,resolver_errors,resolver_timeouts,responses_queued,responses_delivered,responses_dropped}'::text[])
+             EXCEPT SELECT attname::text FROM pg_attribute WHERE attrelid = 'subdispatch.stats'::regclass AND attnum > 0) AS missing_counters,
+       (SELECT count(*) FROM pg_attribute WHERE attrelid = 'subdispatch.stats'::regclass AND attname ~ 'dispatch_time_us') >= 4 AS dispatch_times, (SELECT count(*) FROM subdispatch.stats) AS rows;
+
+SELECT subdispatch.open_consumer('empty');
+SELECT subdispatch.subscribe('v', id => 'a', consumer => 'g', connection_id => 'ws', operation_name => 'OnV', operation_id => '1', variables => '{"x": 1}', filter => '{"k": {"gt": 0}}');
+SELECT subdispatch.subscribe('v', id => 'b', consumer => 'g'), subdispatch.subscribe('v', 'tst.echo', id => 'c');
+SELECT id, owner::text = current_user AS owner, role::text = current_user AS role, channel, resolver::text, variables, filter, security_context, operation_name, operation_id, connection_id, consumer,
+       pending, delivered, dropped, rate_limited, errors, created_at BETWEEN now() - interval '1 hour' AND clock_timestamp() AS created FROM subdispatch.subscriptions ORDER BY id;
+SELECT count(DISTINCT state) AS states, bool_and(last_polled_at IS NULL OR last_polled_at <= clock_timestamp()) AS polled FROM subdispatch.subscriptions;
+SELECT consumer, subscriptions, pending, oldest_pending_at IS NULL AS none_pending, waiting_pid FROM subdispatch.consumers ORDER BY 1;
+SELECT channel, subscriptions, response_streams FROM subdispatch.channels ORDER BY 1;
+
+SELECT responses_queued AS queued, responses_delivered AS delivered, events_dispatched AS events, resolver_calls AS calls FROM subdispatch.stats \gset
+SELECT subdispatch.publish('v', '{"k": 1}'), subdispatch.publish('v', '{"k": 0}');
+SELECT tst.dispatched();
+SELECT id, pending, delivered FROM subdispatch.subscriptions ORDER BY id;
+SELECT consumer, subscriptions, pending, oldest_pending_at BETWEEN now() - interval '1 hour' AND clock_timestamp() AS oldest FROM subdispatch.consumers ORDER BY 1;
+SELECT channel, events FROM subdispatch.channels;
+SELECT count(*) FROM subdispatch.poll('g');
+SELECT id, pending, delivered, last_polled_at IS NOT NULL AS polled FROM subdispatch.subscriptions ORDER BY id;
+SELECT consumer, pending, last_polled_at IS NOT NULL AS polled FROM subdispatch.consumers ORDER BY 1;
+SELECT responses_delivered - :delivered AS delivered, events_dispatched - :events AS events, resolver_calls - :calls AS calls, responses_queued > :queued AS queued FROM subdispatch.stats;
+-- An ended one's state differs from the others'.
+SELECT subdispatch.complete('c');
+SELECT state = (SELECT state FROM subdispatch.subscriptions WHERE id = 'a') AS same_state FROM subdispatch.subscriptions WHERE id = 'c';
+
+-- Workers: the launcher, and this database's dispatchers.
+SELECT kind, count(*), bool_and(w.pid IS NOT NULL AND w.state IS NOT NULL) AS running FROM subdispatch.workers w WHERE kind <> 'launcher' AND database::text = current_database() GROUP BY kind;
+SELECT count(*) AS launchers FROM subdispatch.workers WHERE kind = 'launcher';
+SELECT count(*) = current_setting('subdispatch.dispatchers')::int AS as_many_as_configured, bool_and(bus = current_setting('subdispatch.event_bus')) AS bus, bool_and(backlog >= 0) AS backlog
+  FROM subdispatch.workers WHERE kind = 'dispatcher' AND database::text = current_database();
+-- pg_stat_activity tells which they are, and what they wait for.
+SELECT count(*) > 0 AS shown, bool_and(backend_type ~ 'subdispatch') AS named FROM pg_stat_activity a JOIN subdispatch.workers w USING (pid);
+
+-- A role sees what it owns; workers are pg_monitor's.
+SET ROLE regress_sub_alice;
+SELECT (SELECT count(*) FROM subdispatch.subscriptions) AS subscriptions, (SELECT count(*) FROM subdispatch.consumers) AS consumers;
+SELECT tst.sqlstate('SELECT * FROM subdispatch.workers');
+RESET ROLE;
+SET ROLE regress_sub_monitor;
+SELECT (SELECT count(*) FROM subdispatch.subscriptions) AS subscriptions, (SELECT count(*) FROM subdispatch.consumers) AS consumers, (SELECT count(*) FROM subdispatch.workers) > 0 AS workers, (SELECT count(*) FROM subdispatch.stats) AS stats;
+RESET ROLE;
+-- Views cannot be written.
+SELECT tst.fails('DELETE FROM subdispatch.subscriptions') AS "delete", tst.fails('INSERT INTO subdispatch.channels (channel) VALUES (''x'')') AS "insert";
+SELECT tst.clean();

@@ -1,0 +1,81 @@
+/*-------------------------------------------------------------------------
+ *
+ * bus.h
+ *	  What carries events from publish() to the dispatchers.
+ *
+ * Publisher's side of the memory bus, all in one transaction's end:
+ *
+ *	  before the commit record:  bus_reserve(), bus_alloc_block() ...,
+ *								 bus_take_ticket()
+ *	  after it became visible:   bus_link() or bus_give_back_ticket()
+ *	  on abort:                  bus_give_back_ticket(), bus_release(),
+ *								 bus_free_block()
+ *
+ * Dispatcher's side:  bus_sequence() moves what may go to the dispatchers'
+ * queues and takes this dispatcher's own in hand; bus_done() ends a block.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_BUS_H
+#define SD_BUS_H
+
+#include "database.h"
+#include "event.h"
+
+/* ---- memory bus: publisher (bus_memory.c) ---- */
+
+/*
+ * Tries to reserve bytes[d] in each dispatcher's queue, all or none.  If they
+ * don't fit, *full_dispatcher tells whose queue is full.
+ */
+extern bool bus_reserve(SdDatabase *db, const Size *bytes, int *full_dispatcher);
+extern void bus_force_reserve(SdDatabase *db, int dispatcher, Size bytes);
+extern void bus_release(SdDatabase *db, int dispatcher, Size bytes);
+
+extern void bus_take_ticket(SdDatabase *db, TransactionId xid);
+extern void bus_give_back_ticket(SdDatabase *db);
+
+/* Links blocks (dlist of SdBlock by node); cannot fail.  Wakes dispatchers. */
+extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events);
+
+/* ---- memory bus: dispatcher ---- */
+
+/* Returns whether this dispatcher has something in hand. */
+extern bool bus_sequence(SdDatabase *db, int dispatcher);
+extern void bus_done(SdDatabase *db, int dispatcher, SdBlock *block);
+
+/* Empties all of a database's queues: its subscriptions are gone. */
+extern void bus_clear(SdDatabase *db);
+
+/* Waits until what is committed now is dispatched; false on timeout. */
+extern bool bus_wait_dispatched(SdDatabase *db, int64 timeout_us);
+
+/* ---- publishing (publish.c) ---- */
+
+extern void publish_init(void); /* transaction callbacks */
+/* Queues a copy of the event for this transaction's commit. */
+extern void publish_event(const SdEvent *ev);
+/*
+ * Links one event at once, outside any transaction's end: for notifications.
+ * Never waits.  False if there was no room (then it is counted as a gap).
+ */
+extern bool publish_now(SdDatabase *db, const SdEvent *ev);
+extern bool publish_pending(void);	/* has this transaction published? */
+
+/* ---- notify bus (bus_notify.c) ---- */
+
+/* publish() with event_bus = notify: sends an envelope by NOTIFY at commit. */
+extern void notify_publish(const SdEvent *ev);
+
+/* Dispatcher: before the loop, in it (outside a transaction), and its limits. */
+extern void notify_init(SdDatabase *db, int dispatcher);
+/* LISTENs and UNLISTENs as the registry asks, answers markers. */
+extern void notify_sync(SdDatabase *db, int dispatcher);
+/* Takes what has arrived and links it; true if anything did. */
+extern bool notify_receive(SdDatabase *db, int dispatcher);
+
+/* Does subdispatch.listen_channels cover the channel, and can it be LISTENed on? */
+extern bool notify_covers(const char *channel);
+extern bool notify_check_listen_channels(char **newval, void **extra, int source);
+
+#endif							/* SD_BUS_H */

@@ -1,0 +1,38 @@
+/*-------------------------------------------------------------------------
+ *
+ * dispatcher.h
+ *	  The background workers: one launcher per server, dispatchers per
+ *	  database in use.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_DISPATCHER_H
+#define SD_DISPATCHER_H
+
+#include "database.h"
+
+/* A database keeps its dispatchers for this long after its last subscription. */
+#define SD_IDLE_END			(60 * SD_SECOND)
+
+/* launcher.c */
+extern void launcher_register(void);	/* called by _PG_init */
+extern PGDLLEXPORT void subdispatch_launcher_main(Datum arg);
+extern void launcher_wake(void);
+
+/* dispatcher.c; arg: slot in sd_shared->databases * SD_MAX_DISPATCHERS + index */
+extern PGDLLEXPORT void subdispatch_dispatcher_main(Datum arg);
+extern bool am_dispatcher;		/* this process is one */
+
+/* dispatcher_place.c: the place of this process */
+extern Oid	place_take(SdDatabase *db, int dispatcher);
+extern void place_leave_if_not_wanted(void);
+extern void place_retire_if_idle(TimestampTz now);
+
+/* dispatch.c: what the dispatcher has in hand */
+extern void dispatch_inhand(SdDatabase *db, int dispatcher);
+extern void dispatch_gaps(SdDatabase *db, int dispatcher);
+
+/* lifecycle.c */
+extern void lifecycle_init(void);	/* installs the hooks */
+
+#endif							/* SD_DISPATCHER_H */

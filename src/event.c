@@ -1,0 +1,385 @@
+/*-------------------------------------------------------------------------
+ *
+ * event.c
+ *	  An event in one contiguous piece: building it, and the envelope in which
+ *	  a resolver sees it.
+ *
+ * An event travels through shared memory, and a change's images may be read
+ * when the table has been altered or dropped.  So it has no pointers, nothing
+ * that lies out of line (TOAST), and brings the description of its columns.
+ *
+ * What an image looks like in JSON is event_image.c's work, done by the
+ * dispatcher: it costs the writer nothing and depends on none of the writer's
+ * settings.
+ *
+ * Takes no lock of ours.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "datatype/timestamp.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/numeric.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "database.h"
+#include "event.h"
+#include "event_image.h"
+
+/* ---- building ---- */
+
+/* An event under construction: first all sizes are added up, then filled in. */
+static inline uint32
+string_size(const char *s)
+{
+	return s ? strlen(s) + 1 : 0;
+}
+
+/* Copies s to *at, advances *at, and returns its offset. */
+static uint32
+put_string(SdEvent *ev, uint32 *at, const char *s)
+{
+	uint32		offset = *at;
+	uint32		size = string_size(s);
+
+	if (size == 0)
+		return SD_NO_STRING;
+	memcpy((char *) ev + offset, s, size);
+	*at += size;
+	return offset;
+}
+
+static uint32
+put_aligned(SdEvent *ev, uint32 *at, const void *data, Size size)
+{
+	uint32		offset = MAXALIGN(*at);
+
+	memcpy((char *) ev + offset, data, size);
+	*at = offset + size;
+	return offset;
+}
+
+/* An event with its head filled in; size is the sum of all that belongs to it. */
+static SdEvent *
+make_head(Size size, const char *channel, SdSource source, uint32 *at)
+{
+	SdEvent    *ev = palloc0(size);
+	uint32		len = strlen(channel);
+
+	ev->size = size;
+	ev->source = source;
+	ev->op = SD_OP_NONE;
+	ev->own_channel = true;
+	ev->timestamp = GetCurrentTimestamp();
+	ev->channel_hash = channel_hash(channel, len);
+	ev->channel_len = len;
+	*at = sizeof(SdEvent);
+	ev->channel = put_string(ev, at, channel);
+	return ev;
+}
+
+void
+event_check_size(Size size)
+{
+	if (size <= (Size) subdispatch_max_event_size)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("event is too large to be published"),
+			 errdetail("The event takes %zu bytes, the limit is %d bytes.",
+					   size, subdispatch_max_event_size),
+			 errhint("Publish a reference to the data instead, or increase subdispatch.max_event_size.")));
+}
+
+/*
+ * An event of publish() or NOTIFY.  The caller has seen to it that the
+ * arguments together are of a sane size.  channel is not NULL, the other
+ * strings may be; data is detoasted.
+ */
+SdEvent *
+event_make(const char *channel, const char *event_type, const char *correlation_id,
+		   const char *federation_id, Jsonb *data, SdSource source)
+{
+	Size		size = sizeof(SdEvent);
+	SdEvent    *ev;
+	uint32		at;
+
+	Assert(source != SD_SOURCE_CHANGE);
+	size += string_size(channel) + string_size(event_type);
+	size += string_size(correlation_id) + string_size(federation_id);
+	size = MAXALIGN(MAXALIGN(size) + VARSIZE(data));
+
+	ev = make_head(size, channel, source, &at);
+	ev->event_type = put_string(ev, &at, event_type);
+	ev->correlation_id = put_string(ev, &at, correlation_id);
+	ev->federation_id = put_string(ev, &at, federation_id);
+	ev->data = put_aligned(ev, &at, data, VARSIZE(data));
+	Assert(MAXALIGN(at) == size);
+	return ev;
+}
+
+/* ---- row images ---- */
+
+/* The table as it is now: copies, in the current memory context. */
+SdEventTable *
+event_table_make(Relation rel)
+{
+	SdEventTable *table = palloc(sizeof(SdEventTable));
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	table->relid = RelationGetRelid(rel);
+	table->schema_name = get_namespace_name(RelationGetNamespace(rel));
+	table->table_name = pstrdup(RelationGetRelationName(rel));
+	/* with constraints, for they hold the values of columns added later */
+	table->desc = CreateTupleDescCopyConstr(desc);
+	table->natts = desc->natts;
+	table->atts = palloc0(sizeof(SdEventAtt) * Max(desc->natts, 1));
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		SdEventAtt *to = &table->atts[i];
+
+		to->type = att->attisdropped ? InvalidOid : att->atttypid;
+		to->typmod = att->atttypmod;
+		to->collation = att->attcollation;
+		to->shape = event_type_shape(to->type);
+		to->len = att->attlen;
+		to->align = att->attalign;
+		to->byval = att->attbyval;
+		to->name = att->attname;
+	}
+	return table;
+}
+
+/*
+ * What values out of line would add, so that a giant row is refused before it
+ * is fetched and unpacked.
+ */
+static Size
+external_size(HeapTuple tuple, TupleDesc desc)
+{
+	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
+	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
+	Size		size = 0;
+
+	heap_deform_tuple(tuple, desc, values, nulls);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (nulls[i] || TupleDescAttr(desc, i)->attlen != -1)
+			continue;
+		if (VARATT_IS_EXTERNAL(DatumGetPointer(values[i])))
+			size += toast_raw_datum_size(values[i]);
+	}
+	pfree(values);
+	pfree(nulls);
+	return size;
+}
+
+/*
+ * The tuple as a datum with nothing out of line, and with the values of
+ * columns that were added to the table after it was written.
+ */
+static HeapTupleHeader
+make_image(HeapTuple tuple, TupleDesc desc)
+{
+	if (HeapTupleHeaderGetNatts(tuple->t_data) < desc->natts &&
+		desc->constr && desc->constr->missing)
+		tuple = heap_expand_tuple(tuple, desc);
+	if (HeapTupleHasExternal(tuple))
+		event_check_size(sizeof(SdEvent) + tuple->t_len + external_size(tuple, desc));
+	else
+		event_check_size(sizeof(SdEvent) + tuple->t_len);
+	return (HeapTupleHeader) DatumGetPointer(heap_copy_tuple_as_datum(tuple, desc));
+}
+
+static inline Size
+image_size(HeapTupleHeader image)
+{
+	return image ? HeapTupleHeaderGetDatumLength(image) : 0;
+}
+
+/*
+ * An event of publish_change().  row and old may be NULL; both have the
+ * table's layout.  Fetches values that are out of line.
+ */
+SdEvent *
+event_make_change(const char *channel, const char *event_type, SdOp op,
+				  const SdEventTable *table, HeapTuple row, HeapTuple old)
+{
+	HeapTupleHeader row_image = row ? make_image(row, table->desc) : NULL;
+	HeapTupleHeader old_image = old ? make_image(old, table->desc) : NULL;
+	Size		atts_size = (row || old) ? sizeof(SdEventAtt) * table->natts : 0;
+	Size		size = sizeof(SdEvent);
+	SdEvent    *ev;
+	uint32		at;
+
+	size += string_size(channel) + string_size(event_type);
+	size += string_size(table->schema_name) + string_size(table->table_name);
+	size = MAXALIGN(size) + atts_size;
+	size = MAXALIGN(size) + image_size(row_image);
+	size = MAXALIGN(size) + image_size(old_image);
+	size = MAXALIGN(size);
+	event_check_size(size);
+
+	ev = make_head(size, channel, SD_SOURCE_CHANGE, &at);
+	ev->op = op;
+	ev->relid = table->relid;
+	ev->event_type = put_string(ev, &at, event_type);
+	ev->schema_name = put_string(ev, &at, table->schema_name);
+	ev->table_name = put_string(ev, &at, table->table_name);
+	if (row || old)
+	{
+		ev->natts = table->natts;
+		ev->atts = put_aligned(ev, &at, table->atts, atts_size);
+	}
+	if (row)
+		ev->row = put_aligned(ev, &at, row_image, image_size(row_image));
+	if (old)
+		ev->old = put_aligned(ev, &at, old_image, image_size(old_image));
+	Assert(MAXALIGN(at) <= size);
+
+	if (row)
+		pfree(row_image);
+	if (old)
+		pfree(old_image);
+	return ev;
+}
+
+/* ---- reading ---- */
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue	v;
+
+	v.type = jbvString;
+	v.val.string.val = unconstify(char *, key);
+	v.val.string.len = strlen(key);
+	(void) pushJsonbValue(state, WJB_KEY, &v);
+}
+
+void
+event_push_string(JsonbParseState **state, const char *key, const char *value)
+{
+	JsonbValue	v;
+
+	push_key(state, key);
+	if (value)
+	{
+		v.type = jbvString;
+		v.val.string.val = unconstify(char *, value);
+		v.val.string.len = strlen(value);
+	}
+	else
+		v.type = jbvNull;
+	(void) pushJsonbValue(state, WJB_VALUE, &v);
+}
+
+void
+event_push_jsonb(JsonbParseState **state, const char *key, Jsonb *value)
+{
+	JsonbValue	v;
+
+	push_key(state, key);
+	v.type = jbvBinary;
+	v.val.binary.data = &value->root;
+	v.val.binary.len = VARSIZE(value) - VARHDRSZ;
+	(void) pushJsonbValue(state, WJB_VALUE, &v);
+}
+
+Jsonb *
+event_data(const SdEvent *ev)
+{
+	if (ev->source == SD_SOURCE_CHANGE)
+		return event_change_data(ev);
+	return (Jsonb *) ((char *) ev + ev->data);
+}
+
+/* RFC 3339 in UTC, with microseconds: "2024-02-03T04:05:06.789000Z". */
+static void
+format_timestamp(TimestampTz at, char *buf, Size size)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+
+	/* without a time zone it is UTC that comes out */
+	if (timestamp2tm(at, NULL, &tm, &fsec, NULL, NULL) != 0)
+		elog(ERROR, "timestamp of an event is out of range");
+	snprintf(buf, size, "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ",
+			 tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec,
+			 (int) fsec);
+}
+
+static const char *
+source_name(uint8 source)
+{
+	switch ((SdSource) source)
+	{
+		case SD_SOURCE_PUBLISH:
+			return "publish";
+		case SD_SOURCE_CHANGE:
+			return "change";
+		case SD_SOURCE_NOTIFY:
+			return "notify";
+	}
+	elog(ERROR, "unknown source of an event: %d", source);
+}
+
+/*
+ * The event as jsonb around data, which is event_data() or what is left of it
+ * for an identity.  Allocated in the current memory context.
+ */
+Jsonb *
+event_envelope(const SdEvent *ev, uint64 id, Jsonb *data)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	v;
+	char		timestamp[64];
+
+	format_timestamp(ev->timestamp, timestamp, sizeof(timestamp));
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_key(&state, "id");
+	v.type = jbvNumeric;
+	v.val.numeric = int64_to_numeric((int64) id);
+	(void) pushJsonbValue(&state, WJB_VALUE, &v);
+	event_push_string(&state, "event_type", EVENT_STRING(ev, event_type));
+	event_push_string(&state, "channel", EVENT_CHANNEL(ev));
+	event_push_jsonb(&state, "data", data);
+	event_push_string(&state, "timestamp", timestamp);
+	event_push_string(&state, "correlation_id", EVENT_STRING(ev, correlation_id));
+	event_push_string(&state, "federation_id", EVENT_STRING(ev, federation_id));
+	event_push_string(&state, "source", source_name(ev->source));
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/*
+ * As overrides, so that neither a reload of the configuration nor a resolver's
+ * RESET brings back what is configured.
+ */
+void
+event_fix_settings(void)
+{
+	static const struct
+	{
+		const char *name;
+		const char *value;
+	}			fixed[] = {
+		{"DateStyle", "ISO, MDY"},
+		{"IntervalStyle", "postgres"},
+		{"TimeZone", "UTC"},
+		{"bytea_output", "hex"},
+		{"extra_float_digits", "1"},
+		{"xmlbinary", "base64"},
+	};
+
+	for (int i = 0; i < (int) lengthof(fixed); i++)
+		SetConfigOption(fixed[i].name, fixed[i].value, PGC_SUSET, PGC_S_OVERRIDE);
+}

@@ -1,0 +1,26 @@
+/*-------------------------------------------------------------------------
+ *
+ * event_image.h
+ *	  Between event.c and event_image.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_EVENT_IMAGE_H
+#define SD_EVENT_IMAGE_H
+
+#include "event.h"
+
+/* {"op", "schema", "table", "row", "old"} of a change; see event_data(). */
+extern Jsonb *event_change_data(const SdEvent *ev);
+
+/*
+ * A fingerprint of how rows lie in memory that a value of this type can hold
+ * (a composite, or an array, domain or range of one); 0 if it holds none.
+ */
+extern uint32 event_type_shape(Oid type);
+extern bool event_type_has_rows(Oid type);
+
+extern void event_push_string(JsonbParseState **state, const char *key, const char *value);
+extern void event_push_jsonb(JsonbParseState **state, const char *key, Jsonb *value);
+
+#endif							/* SD_EVENT_IMAGE_H */

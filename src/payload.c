@@ -1,0 +1,174 @@
+/*-------------------------------------------------------------------------
+ *
+ * payload.c
+ *	  Which streams share a resolver call, and the payloads that come of it.
+ *
+ * A call is shared by streams of the same resolver, identity and variables; of
+ * a batched resolver by all variables of an identity.  An IMMUTABLE resolver
+ * cannot tell identities apart that have the same role and settings, so they
+ * share its calls.
+ *
+ * No locks are taken, but for DSA's in body_make().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "dispatch.h"
+#include "response.h"
+
+/* ---- sharing ---- */
+
+static int
+compare_jsonb(const Jsonb *a, const Jsonb *b)
+{
+	if (a == b)
+		return 0;
+	if (VARSIZE(a) != VARSIZE(b))
+		return VARSIZE(a) < VARSIZE(b) ? -1 : 1;
+	return memcmp(a, b, VARSIZE(a));
+}
+
+static int
+compare_identity(const SdStream *a, const SdStream *b)
+{
+	const SdIdentity *x = a->identity;
+	const SdIdentity *y = b->identity;
+
+	if (x == y)
+		return 0;
+	if (!a->immutable || !b->immutable)
+		return x->serial < y->serial ? -1 : 1;
+	if (x->role != y->role)
+		return x->role < y->role ? -1 : 1;
+	return compare_jsonb(x->settings, y->settings);
+}
+
+int
+dispatch_compare_variables(const SdStream *a, const SdStream *b)
+{
+	return compare_jsonb(a->variables, b->variables);
+}
+
+/* qsort: streams that share a call, and then a result, stand together. */
+int
+dispatch_compare_work(const void *pa, const void *pb)
+{
+	const SdStream *a = *(SdStream *const *) pa;
+	const SdStream *b = *(SdStream *const *) pb;
+	int			cmp;
+
+	if (a->resolver != b->resolver)
+		return a->resolver < b->resolver ? -1 : 1;
+	/* A function that was altered may have streams of either label. */
+	if (a->immutable != b->immutable)
+		return a->immutable ? -1 : 1;
+	cmp = compare_identity(a, b);
+	return cmp != 0 ? cmp : dispatch_compare_variables(a, b);
+}
+
+bool
+dispatch_same_call(const SdStream *a, const SdStream *b)
+{
+	return a->resolver == b->resolver && a->batched == b->batched &&
+		a->immutable == b->immutable && compare_identity(a, b) == 0 &&
+		(a->batched || dispatch_compare_variables(a, b) == 0);
+}
+
+/* ---- bodies ---- */
+
+/* response.c wants realloc's meaning; out of memory raises an error here. */
+static void *
+grow(void *old, size_t size)
+{
+	return old ? repalloc_huge(old, size) : palloc_extended(size, MCXT_ALLOC_HUGE);
+}
+
+static SdBody *
+to_body(RespBuf *buf, bool ok, bool is_error)
+{
+	SdBody	   *body;
+
+	if (!ok)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	body = body_make(buf->data, buf->len, is_error);
+	pfree(buf->data);
+	return body;
+}
+
+SdBody *
+dispatch_result_body(Jsonb *result, const char *response_key)
+{
+	StringInfoData json;
+	RespBuf		buf = {.grow = grow};
+	SdBody	   *body;
+	bool		ok;
+
+	initStringInfo(&json);
+	(void) JsonbToCString(&json, &result->root, VARSIZE(result));
+	ok = response_payload_data(&buf, json.data, json.len, response_key,
+							   subdispatch_omit_null_errors);
+	body = to_body(&buf, ok, false);
+	pfree(json.data);
+	return body;
+}
+
+SdBody *
+dispatch_error_body(const char *message, int sqlerrcode)
+{
+	RespBuf		buf = {.grow = grow};
+	bool		ok;
+
+	if (subdispatch_mask_errors || message == NULL)
+		message = "the resolver failed";
+	ok = response_payload_error(&buf, message, unpack_sql_state(sqlerrcode));
+	return to_body(&buf, ok, true);
+}
+
+Jsonb *
+dispatch_empty_object(void)
+{
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
+}
+
+/* ---- the log ---- */
+
+#define LOG_RATE	1.0			/* per second */
+#define LOG_BURST	10
+
+void
+dispatch_log_failure(Oid fn, ErrorData *edata, const char *message)
+{
+	static TokenBucket bucket;
+	static bool initialized = false;
+	static uint64 suppressed = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!initialized)
+	{
+		ratelimit_init(&bucket, LOG_RATE, LOG_BURST, now);
+		initialized = true;
+	}
+	if (!ratelimit_take(&bucket, LOG_RATE, LOG_BURST, now))
+	{
+		suppressed++;
+		return;
+	}
+	if (edata && edata->message)
+		message = edata->message;
+	ereport(LOG,
+			(errcode(edata ? edata->sqlerrcode : ERRCODE_INTERNAL_ERROR),
+			 OidIsValid(fn) ?
+			 errmsg("subdispatch: resolver with OID %u failed: %s", fn, message ? message : "?") :
+			 errmsg("subdispatch: an event could not be dispatched: %s", message ? message : "?"),
+			 edata && edata->detail ? errdetail_internal("%s", edata->detail) : 0,
+			 suppressed > 0 ? errhint("%llu more failures were not logged.",
+									  (unsigned long long) suppressed) : 0,
+			 edata && edata->context ? errcontext("%s", edata->context) : 0));
+	suppressed = 0;
+}

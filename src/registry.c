@@ -1,0 +1,806 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.c
+ *	  The parts of subscriptions, found in hash tables under registry_lock.
+ *
+ * A channel keeps its streams in arrays: one for those whose filter doesn't
+ * ask for equality with a scalar, and one per (path, value) for the others, so
+ * that an event looks only at streams whose value it has (see match.c for the
+ * keys).  The arrays have no order; a stream that goes is replaced by the last
+ * one.  The dispatcher walks them backwards in pieces, so that it never misses
+ * a stream that was there when it began.
+ *
+ * Locks: registry_lock, held by the caller except where registry.h says
+ * otherwise.  No errors are raised.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "registry.h"
+
+static uint32
+mix(uint32 a, uint32 b)
+{
+	return hash_combine(a, b);
+}
+
+static uint32
+hash_string(const char *s, uint32 seed)
+{
+	return s ? sd_hash_bytes(s, strlen(s), seed) : seed;
+}
+
+static uint32
+hash_jsonb(const Jsonb *j, uint32 seed)
+{
+	return j ? sd_hash_bytes(j, VARSIZE(j), seed) : seed;
+}
+
+static bool
+same_string(const char *a, const char *b)
+{
+	return a == b || (a && b && strcmp(a, b) == 0);
+}
+
+static bool
+same_jsonb(const Jsonb *a, const Jsonb *b)
+{
+	return a == b || (a && b && VARSIZE(a) == VARSIZE(b) && memcmp(a, b, VARSIZE(a)) == 0);
+}
+
+static bool
+same_filter(const SdFilter *a, const SdFilter *b)
+{
+	return a == b ||
+		(a && b && filter_size(a) == filter_size(b) && memcmp(a, b, filter_size(a)) == 0);
+}
+
+/* ---- arrays of streams ---- */
+
+static bool
+vec_push(SdStreamVec *vec, SdStream *stream)
+{
+	if (vec->n == vec->cap)
+	{
+		uint32		cap = vec->cap ? vec->cap * 2 : 1;
+		SdStream  **items = sd_alloc(SD_MEM_SUBSCRIPTION, cap * sizeof(SdStream *));
+
+		if (items == NULL)
+			return false;
+		if (vec->n > 0)
+			memcpy(items, vec->items, vec->n * sizeof(SdStream *));
+		sd_free(vec->items);
+		vec->items = items;
+		vec->cap = cap;
+	}
+	stream->vec = vec;
+	stream->vec_pos = vec->n;
+	vec->items[vec->n++] = stream;
+	return true;
+}
+
+static void
+vec_remove(SdStream *stream)
+{
+	SdStreamVec *vec = stream->vec;
+	SdStream   *last = vec->items[--vec->n];
+
+	vec->items[stream->vec_pos] = last;
+	last->vec_pos = stream->vec_pos;
+	stream->vec = NULL;
+	if (vec->n == 0)
+	{
+		sd_free(vec->items);
+		vec->items = NULL;
+		vec->cap = 0;
+	}
+}
+
+/* ---- the equality index of a channel ---- */
+
+typedef struct BucketKey
+{
+	SdIndexPath *path;
+	uint64		value_hash;
+} BucketKey;
+
+static uint32
+bucket_hash(const BucketKey *key)
+{
+	return sd_hash_bytes(&key->value_hash, sizeof(uint64), (uint32) ((uintptr_t) key->path >> 3));
+}
+
+static bool
+bucket_match(const SdHashNode *node, const void *k)
+{
+	const SdBucket *bucket = (const SdBucket *) node;
+	const BucketKey *key = k;
+
+	return bucket->path == key->path && bucket->value_hash == key->value_hash;
+}
+
+static SdIndexPath *
+find_path(SdChannel *channel, const char *path, int len)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &channel->paths)
+	{
+		SdIndexPath *p = dlist_container(SdIndexPath, node, iter.cur);
+
+		if (p->pathlen == len && memcmp(p->path, path, len) == 0)
+			return p;
+	}
+	return NULL;
+}
+
+static SdBucket *
+find_bucket(SdIndexPath *path, uint64 value_hash)
+{
+	BucketKey	key = {path, value_hash};
+
+	return (SdBucket *) sd_hash_find(&sd_shared->buckets, bucket_hash(&key), bucket_match, &key);
+}
+
+static void
+drop_path(SdIndexPath *path)
+{
+	if (!dlist_is_empty(&path->buckets))
+		return;
+	dlist_delete(&path->node);
+	sd_free(path);
+}
+
+static void
+drop_bucket(SdBucket *bucket)
+{
+	if (bucket->vec.n > 0)
+		return;
+	sd_hash_remove(&sd_shared->buckets, &bucket->hnode);
+	dlist_delete(&bucket->node);
+	drop_path(bucket->path);
+	sd_free(bucket->vec.items);
+	sd_free(bucket);
+}
+
+static SdBucket *
+get_bucket(SdChannel *channel, const char *path, int len, uint64 value_hash)
+{
+	SdIndexPath *p = find_path(channel, path, len);
+	BucketKey	key;
+	SdBucket   *bucket;
+
+	if (p == NULL)
+	{
+		p = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdIndexPath, path) + len);
+		if (p == NULL)
+			return NULL;
+		p->channel = channel;
+		p->pathlen = len;
+		memcpy(p->path, path, len);
+		dlist_init(&p->buckets);
+		dlist_push_tail(&channel->paths, &p->node);
+	}
+	bucket = find_bucket(p, value_hash);
+	if (bucket)
+		return bucket;
+	bucket = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdBucket));
+	if (bucket == NULL)
+	{
+		drop_path(p);
+		return NULL;
+	}
+	bucket->path = p;
+	bucket->value_hash = value_hash;
+	key.path = p;
+	key.value_hash = value_hash;
+	sd_hash_insert(&sd_shared->buckets, &bucket->hnode, bucket_hash(&key));
+	dlist_push_tail(&p->buckets, &bucket->node);
+	return bucket;
+}
+
+SdStreamVec *
+registry_streams(SdChannel *channel, const char *path, int pathlen, uint64 value_hash)
+{
+	SdIndexPath *p;
+	SdBucket   *bucket;
+
+	if (path == NULL)
+		return &channel->plain;
+	p = find_path(channel, path, pathlen);
+	bucket = p ? find_bucket(p, value_hash) : NULL;
+	return bucket ? &bucket->vec : NULL;
+}
+
+/* Puts a stream where its channel's events look for it. */
+static bool
+index_stream(SdStream *stream)
+{
+	SdChannel  *channel = stream->channel;
+	const char *path;
+	int			pathlen;
+	uint64		value_hash;
+
+	if (stream->filter == NULL ||
+		!filter_index_key(stream->filter, &path, &pathlen, &value_hash))
+		return vec_push(&channel->plain, stream);
+	stream->bucket = get_bucket(channel, path, pathlen, value_hash);
+	if (stream->bucket == NULL)
+		return false;
+	if (vec_push(&stream->bucket->vec, stream))
+		return true;
+	drop_bucket(stream->bucket);
+	return false;
+}
+
+/* ---- identities ---- */
+
+static uint32
+identity_hash(const SdSubscribe *what)
+{
+	return mix(hash_jsonb(what->settings, what->role),
+			   hash_jsonb(what->context, what->owner ^ MyDatabaseId));
+}
+
+static bool
+identity_match(const SdHashNode *node, const void *key)
+{
+	const SdIdentity *identity = (const SdIdentity *) node;
+	const SdSubscribe *what = key;
+
+	return identity->dboid == MyDatabaseId && identity->owner == what->owner &&
+		identity->role == what->role &&
+		same_jsonb(identity->settings, what->settings) &&
+		same_jsonb(identity->context, what->context);
+}
+
+static void
+free_new_identity(SdIdentity *identity)
+{
+	sd_free(identity->settings);
+	sd_free(identity->context);
+	sd_free(identity);
+}
+
+static SdIdentity *
+get_identity(const SdSubscribe *what)
+{
+	uint32		hash = identity_hash(what);
+	SdIdentity *identity = (SdIdentity *) sd_hash_find(&sd_shared->identities, hash,
+													   identity_match, what);
+
+	if (identity)
+		return identity;
+	identity = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdIdentity));
+	if (identity == NULL)
+		return NULL;
+	identity->dboid = MyDatabaseId;
+	identity->owner = what->owner;
+	identity->role = what->role;
+	identity->serial = pg_atomic_add_fetch_u64(&sd_shared->serials, 1);
+	identity->settings = sd_dup(SD_MEM_SUBSCRIPTION, what->settings, VARSIZE(what->settings));
+	identity->context = sd_dup(SD_MEM_SUBSCRIPTION, what->context, VARSIZE(what->context));
+	pg_atomic_init_u32(&identity->refs, 1);
+	if (identity->settings == NULL || identity->context == NULL)
+	{
+		free_new_identity(identity);
+		return NULL;
+	}
+	sd_hash_insert(&sd_shared->identities, &identity->hnode, hash);
+	return identity;
+}
+
+static void
+drop_identity(SdIdentity *identity)
+{
+	if (identity->nstreams > 0)
+		return;
+	sd_hash_remove(&sd_shared->identities, &identity->hnode);
+	if (pg_atomic_sub_fetch_u32(&identity->refs, 1) == 0)
+		free_new_identity(identity);
+}
+
+/* ---- channels ---- */
+
+typedef struct ChannelKey
+{
+	Oid			dboid;
+	const char *name;
+	Size		len;
+} ChannelKey;
+
+static bool
+channel_match(const SdHashNode *node, const void *k)
+{
+	const SdChannel *channel = (const SdChannel *) node;
+	const ChannelKey *key = k;
+
+	return channel->dboid == key->dboid && channel->namelen == key->len &&
+		memcmp(channel->name, key->name, key->len) == 0;
+}
+
+SdChannel *
+channel_lookup(Oid dboid, const char *name, Size len, uint32 hash)
+{
+	ChannelKey	key = {dboid, name, len};
+
+	return (SdChannel *) sd_hash_find(&sd_shared->channels, hash, channel_match, &key);
+}
+
+/* The dispatcher shall look again at which channels to LISTEN on. */
+static void
+listen_anew(SdChannel *channel)
+{
+	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].listen_requests, 1);
+}
+
+static SdChannel *
+get_channel(const char *name, SdDatabase *db)
+{
+	Size		len = strlen(name);
+	uint32		hash = channel_hash(name, len);
+	SdChannel  *channel = channel_lookup(MyDatabaseId, name, len, hash);
+
+	if (channel)
+		return channel;
+	channel = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdChannel, name) + len + 1);
+	if (channel == NULL)
+		return NULL;
+	channel->db = db;
+	channel->dboid = MyDatabaseId;
+	channel->hash = hash;
+	channel->dispatcher = channel_dispatcher(hash);
+	channel->star = strcmp(name, SD_STAR) == 0;
+	dlist_init(&channel->paths);
+	pg_atomic_init_u32(&channel->refs, 1);
+	pg_atomic_init_u32(&channel->gaps, 0);
+	pg_atomic_init_u64(&channel->events, 0);
+	pg_atomic_init_u32(&channel->listening, 0);
+	channel->namelen = len;
+	memcpy(channel->name, name, len + 1);
+	sd_hash_insert(&sd_shared->channels, &channel->hnode, hash);
+	listen_anew(channel);
+	return channel;
+}
+
+static void
+drop_channel(SdChannel *channel)
+{
+	if (channel->nstreams > 0)
+		return;
+	sd_hash_remove(&sd_shared->channels, &channel->hnode);
+	listen_anew(channel);
+	channel_unref(channel);
+}
+
+/*
+ * A publisher looks at the sketch without a lock after its commit has become
+ * visible, so it counts before the subscriber can take its snapshot.
+ */
+static void
+count_channel(SdChannel *channel, int by)
+{
+	SdDatabase *db = channel->db;
+
+	channel->nsubscriptions += by;
+	pg_atomic_fetch_add_u32(&db->sketch[channel->hash % SD_SKETCH_SIZE], by);
+	if (channel->star)
+		pg_atomic_fetch_add_u32(&db->nstar, by);
+}
+
+/* ---- streams ---- */
+
+typedef struct StreamKey
+{
+	const SdSubscribe *what;
+	SdChannel  *channel;
+	SdIdentity *identity;
+} StreamKey;
+
+static uint32
+stream_hash(const StreamKey *key)
+{
+	const SdSubscribe *what = key->what;
+	uint32		h = mix(key->channel->hash, (uint32) key->identity->serial);
+
+	if (what->filter)
+		h = sd_hash_bytes(what->filter, filter_size(what->filter), h);
+	if (OidIsValid(what->resolver))
+		h = mix(hash_jsonb(what->variables, h), what->resolver);
+	h = hash_string(what->response_key, h);
+	return sd_hash_bytes(&what->rate_limit, sizeof(double), h ^ what->burst);
+}
+
+static bool
+stream_match(const SdHashNode *node, const void *k)
+{
+	const SdStream *stream = (const SdStream *) node;
+	const StreamKey *key = k;
+	const SdSubscribe *what = key->what;
+
+	return stream->channel == key->channel && stream->identity == key->identity &&
+		stream->resolver == what->resolver &&
+		stream->rate_limit == what->rate_limit && stream->burst == what->burst &&
+		same_string(stream->response_key, what->response_key) &&
+		same_filter(stream->filter, what->filter) &&
+		(!OidIsValid(what->resolver) || same_jsonb(stream->variables, what->variables));
+}
+
+/* Copies what the caller gave; false without memory. */
+static bool
+copy_parts(SdStream *stream, const SdSubscribe *what)
+{
+	bool		ok = true;
+
+	stream->filter_json = sd_dup(SD_MEM_SUBSCRIPTION, what->filter_json, VARSIZE(what->filter_json));
+	ok &= stream->filter_json != NULL;
+	if (what->filter)
+	{
+		stream->filter = sd_dup(SD_MEM_SUBSCRIPTION, what->filter, filter_size(what->filter));
+		ok &= stream->filter != NULL;
+	}
+	if (OidIsValid(what->resolver))
+	{
+		stream->variables = sd_dup(SD_MEM_SUBSCRIPTION, what->variables, VARSIZE(what->variables));
+		ok &= stream->variables != NULL;
+	}
+	if (what->response_key)
+	{
+		stream->response_key = sd_dup(SD_MEM_SUBSCRIPTION, what->response_key,
+									  strlen(what->response_key) + 1);
+		ok &= stream->response_key != NULL;
+	}
+	return ok;
+}
+
+static void
+init_stream(SdStream *stream, const StreamKey *key)
+{
+	const SdSubscribe *what = key->what;
+
+	stream->channel = key->channel;
+	stream->identity = key->identity;
+	pg_atomic_fetch_add_u32(&key->channel->refs, 1);
+	pg_atomic_fetch_add_u32(&key->identity->refs, 1);
+	stream->db = key->channel->db;
+	stream->dboid = MyDatabaseId;
+	stream->resolver = what->resolver;
+	stream->batched = what->batched;
+	stream->immutable = what->immutable;
+	stream->rate_limit = what->rate_limit;
+	stream->burst = what->burst;
+	ratelimit_init(&stream->tokens, what->rate_limit, what->burst, GetCurrentTimestamp());
+	pg_atomic_init_u32(&stream->refs, 1);
+	pg_atomic_init_u64(&stream->version, 1);
+	LWLockInitialize(&stream->lock, sd_tranche_stream);
+	dlist_init(&stream->links);
+	dlist_init(&stream->strict);
+	dlist_init(&stream->ending);
+}
+
+static SdStream *
+make_stream(const StreamKey *key, uint32 hash)
+{
+	SdStream   *stream = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdStream));
+
+	if (stream == NULL)
+		return NULL;
+	init_stream(stream, key);
+	if (!copy_parts(stream, key->what) || !index_stream(stream))
+	{
+		stream_unpin(stream);
+		return NULL;
+	}
+	sd_hash_insert(&sd_shared->streams, &stream->hnode, hash);
+	key->channel->nstreams++;
+	key->identity->nstreams++;
+	return stream;
+}
+
+SdStream *
+registry_get_stream(const SdSubscribe *what, SdDatabase *db)
+{
+	StreamKey	key = {.what = what};
+	SdStream   *stream = NULL;
+	uint32		hash;
+
+	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
+	key.identity = get_identity(what);
+	if (key.identity == NULL)
+		return NULL;
+	key.channel = get_channel(what->channel, db);
+	if (key.channel)
+	{
+		hash = stream_hash(&key);
+		stream = (SdStream *) sd_hash_find(&sd_shared->streams, hash, stream_match, &key);
+		if (stream == NULL)
+			stream = make_stream(&key, hash);
+		if (stream == NULL)
+			drop_channel(key.channel);
+	}
+	if (stream == NULL)
+	{
+		drop_identity(key.identity);
+		return NULL;
+	}
+	stream->nsubscriptions++;
+	count_channel(stream->channel, 1);
+	return stream;
+}
+
+void
+registry_leave_stream(SdStream *stream)
+{
+	SdBucket   *bucket = stream->bucket;
+
+	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
+	count_channel(stream->channel, -1);
+	if (--stream->nsubscriptions > 0)
+		return;
+	vec_remove(stream);
+	if (bucket)
+		drop_bucket(bucket);
+	stream->bucket = NULL;
+	sd_hash_remove(&sd_shared->streams, &stream->hnode);
+	stream->channel->nstreams--;
+	drop_channel(stream->channel);
+	stream->identity->nstreams--;
+	drop_identity(stream->identity);
+	stream_unpin(stream);
+}
+
+/* ---- what is found by (database, owner, name) ---- */
+
+typedef struct OwnedKey
+{
+	Oid			dboid;
+	Oid			owner;
+	const char *name;
+} OwnedKey;
+
+static uint32
+owned_hash(const OwnedKey *key)
+{
+	return sd_hash_bytes(key->name, strlen(key->name), key->dboid ^ (key->owner * 31));
+}
+
+static bool
+consumer_match(const SdHashNode *node, const void *k)
+{
+	const SdConsumer *consumer = (const SdConsumer *) node;
+	const OwnedKey *key = k;
+
+	return consumer->dboid == key->dboid && consumer->owner == key->owner &&
+		strcmp(consumer->name, key->name) == 0;
+}
+
+SdConsumer *
+registry_find_consumer(Oid dboid, Oid owner, const char *name)
+{
+	OwnedKey	key = {dboid, owner, name};
+
+	return (SdConsumer *) sd_hash_find(&sd_shared->consumers, owned_hash(&key),
+									   consumer_match, &key);
+}
+
+SdConsumer *
+consumer_lookup(Oid owner, const char *name)
+{
+	return registry_find_consumer(MyDatabaseId, owner, name);
+}
+
+SdConsumer *
+registry_get_consumer(Oid owner, const char *name, bool *is_new)
+{
+	OwnedKey	key = {MyDatabaseId, owner, name};
+	SdConsumer *consumer = consumer_lookup(owner, name);
+
+	*is_new = consumer == NULL;
+	if (consumer)
+		return consumer;
+	consumer = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdConsumer, name) + strlen(name) + 1);
+	if (consumer == NULL)
+		return NULL;
+	consumer->dboid = MyDatabaseId;
+	consumer->owner = owner;
+	SpinLockInit(&consumer->mutex);
+	dlist_init(&consumer->ready);
+	dlist_init(&consumer->links);
+	dlist_init(&consumer->ended);
+	pg_atomic_init_u32(&consumer->nended, 0);
+	pg_atomic_init_u64(&consumer->version, 1);
+	pg_atomic_init_u64(&consumer->last_polled, GetCurrentTimestamp());
+	pg_atomic_init_u64(&consumer->pending_since, 0);
+	consumer->namelen = strlen(name);
+	strcpy(consumer->name, name);
+	sd_hash_insert(&sd_shared->consumers, &consumer->hnode, owned_hash(&key));
+	return consumer;
+}
+
+/* Caller knows that it has no subscriptions. */
+void
+registry_drop_consumer(SdConsumer *consumer)
+{
+	if (!dlist_is_empty(&consumer->links) || !dlist_is_empty(&consumer->ended))
+		return;
+	sd_hash_remove(&sd_shared->consumers, &consumer->hnode);
+	sd_wake(consumer);
+	sd_free(consumer);
+}
+
+static bool
+connection_match(const SdHashNode *node, const void *k)
+{
+	const SdConnection *connection = (const SdConnection *) node;
+	const OwnedKey *key = k;
+
+	return connection->dboid == key->dboid && connection->owner == key->owner &&
+		strcmp(connection->name, key->name) == 0;
+}
+
+SdConnection *
+registry_find_connection(Oid owner, const char *name)
+{
+	OwnedKey	key = {MyDatabaseId, owner, name};
+
+	return (SdConnection *) sd_hash_find(&sd_shared->connections, owned_hash(&key),
+										 connection_match, &key);
+}
+
+SdConnection *
+registry_get_connection(Oid owner, const char *name)
+{
+	OwnedKey	key = {MyDatabaseId, owner, name};
+	SdConnection *connection = registry_find_connection(owner, name);
+
+	if (connection)
+		return connection;
+	connection = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdConnection, name) + strlen(name) + 1);
+	if (connection == NULL)
+		return NULL;
+	connection->dboid = MyDatabaseId;
+	connection->owner = owner;
+	dlist_init(&connection->subscriptions);
+	connection->namelen = strlen(name);
+	strcpy(connection->name, name);
+	sd_hash_insert(&sd_shared->connections, &connection->hnode, owned_hash(&key));
+	return connection;
+}
+
+void
+registry_drop_connection(SdConnection *connection)
+{
+	if (connection->nlive > 0 || !dlist_is_empty(&connection->subscriptions))
+		return;
+	sd_hash_remove(&sd_shared->connections, &connection->hnode);
+	sd_free(connection);
+}
+
+/* ---- quotas ---- */
+
+typedef struct QuotaKey
+{
+	Oid			dboid;
+	Oid			owner;
+	Oid			role;
+	bool		is_role;
+	const char *key;
+} QuotaKey;
+
+static bool
+quota_match(const SdHashNode *node, const void *k)
+{
+	const SdQuota *quota = (const SdQuota *) node;
+	const QuotaKey *key = k;
+
+	return quota->dboid == key->dboid && quota->owner == key->owner &&
+		quota->role == key->role && quota->is_role == key->is_role &&
+		strcmp(quota->key, key->key) == 0;
+}
+
+static SdQuota *
+get_quota(const QuotaKey *key)
+{
+	uint32		hash = hash_string(key->key, mix(key->role, key->owner ^ key->dboid) + key->is_role);
+	SdQuota    *quota = (SdQuota *) sd_hash_find(&sd_shared->quotas, hash, quota_match, key);
+
+	if (quota == NULL)
+	{
+		quota = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdQuota, key) + strlen(key->key) + 1);
+		if (quota == NULL)
+			return NULL;
+		quota->dboid = key->dboid;
+		quota->owner = key->owner;
+		quota->role = key->role;
+		quota->is_role = key->is_role;
+		quota->keylen = strlen(key->key);
+		strcpy(quota->key, key->key);
+		sd_hash_insert(&sd_shared->quotas, &quota->hnode, hash);
+	}
+	quota->n++;
+	return quota;
+}
+
+bool
+registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role)
+{
+	QuotaKey	user_key = {MyDatabaseId, what->owner, what->role, false, what->user_key};
+	QuotaKey	role_key = {MyDatabaseId, InvalidOid, what->role, true, ""};
+
+	*role = get_quota(&role_key);
+	if (*role == NULL)
+		return false;
+	if (what->user_key)
+	{
+		*user = get_quota(&user_key);
+		if (*user == NULL)
+			return false;
+	}
+	return true;
+}
+
+void
+registry_drop_quota(SdQuota *quota)
+{
+	if (quota == NULL || --quota->n > 0)
+		return;
+	sd_hash_remove(&sd_shared->quotas, &quota->hnode);
+	sd_free(quota);
+}
+
+/* ---- consumers that nobody comes for ---- */
+
+static bool
+consumer_is_idle(SdConsumer *consumer, TimestampTz now)
+{
+	TimestampTz idle = (TimestampTz) subdispatch_subscription_idle_timeout * SD_SECOND;
+
+	return idle > 0 && dlist_is_empty(&consumer->links) && dlist_is_empty(&consumer->ended) &&
+		now > (TimestampTz) pg_atomic_read_u64(&consumer->last_polled) + idle;
+}
+
+/*
+ * Drops the database's consumers that are idle, or all that are empty.  Locks
+ * for one bucket at a time, exclusively only where there is something to drop.
+ */
+static void
+drop_consumers(Oid dboid, TimestampTz now, bool all)
+{
+	SdHash	   *table = &sd_shared->consumers;
+
+	for (uint32 b = 0; b <= table->mask; b++)
+	{
+		SdHashNode *next;
+
+		if (table->buckets[b] == NULL)
+			continue;			/* read without the lock: seen next time */
+		LWLockAcquire(&sd_shared->registry_lock, LW_EXCLUSIVE);
+		for (SdHashNode *node = table->buckets[b]; node; node = next)
+		{
+			SdConsumer *consumer = (SdConsumer *) node;
+
+			next = node->next;
+			if (consumer->dboid == dboid && (all || consumer_is_idle(consumer, now)))
+				registry_drop_consumer(consumer);
+		}
+		LWLockRelease(&sd_shared->registry_lock);
+	}
+}
+
+void
+registry_sweep_consumers(Oid dboid, TimestampTz now)
+{
+	drop_consumers(dboid, now, false);
+}
+
+void
+registry_purge_consumers(Oid dboid)
+{
+	drop_consumers(dboid, 0, true);
+}

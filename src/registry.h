@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.h
+ *	  What subscriptions are made of: channels, streams and their places in a
+ *	  channel's index, identities, consumers, connections, quotas.
+ *
+ * Unless it says otherwise the caller of a function here holds registry_lock
+ * in exclusive mode.  "get" finds one or makes it, and returns NULL when
+ * shared memory is used up; "drop" frees it if nothing needs it any more.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_REGISTRY_H
+#define SD_REGISTRY_H
+
+#include "subscription.h"
+
+/* Counts one more live subscription for the stream and its channel. */
+extern SdStream *registry_get_stream(const SdSubscribe *what, SdDatabase *db);
+/* One less; the stream leaves the registry with its last. */
+extern void registry_leave_stream(SdStream *stream);
+
+extern SdConsumer *registry_get_consumer(Oid owner, const char *name, bool *is_new);
+extern SdConsumer *registry_find_consumer(Oid dboid, Oid owner, const char *name);
+extern void registry_drop_consumer(SdConsumer *consumer);
+
+extern SdConnection *registry_get_connection(Oid owner, const char *name);
+extern SdConnection *registry_find_connection(Oid owner, const char *name);
+extern void registry_drop_connection(SdConnection *connection);
+
+/* Counts one more for the user (if it has a user_key) and the role. */
+extern bool registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role);
+extern void registry_drop_quota(SdQuota *quota);
+
+/*
+ * The streams of a channel that ask for a value at a path, or those without
+ * such a filter (path NULL).  Caller holds registry_lock in any mode.
+ */
+extern SdStreamVec *registry_streams(SdChannel *channel, const char *path, int pathlen,
+									 uint64 value_hash);
+
+/* These take and release registry_lock themselves. */
+extern void registry_sweep_consumers(Oid dboid, TimestampTz now);
+extern void registry_purge_consumers(Oid dboid);
+
+#endif							/* SD_REGISTRY_H */

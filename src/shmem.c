@@ -1,0 +1,364 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.c
+ *	  The extension's shared memory: size, layout, allocation, hash tables.
+ *
+ * One region of a fixed size is asked for at server start.  It holds SdShared,
+ * the slots of backends, the hash tables' bucket arrays and, in the rest of
+ * it, a DSA area created in place that is never allowed to grow.  All that
+ * comes and goes (events, subscriptions, responses) is allocated from that
+ * area by sd_alloc(), which counts bytes by kind and never raises an error.
+ *
+ * Pointers in shared structures are plain ones: see shmem.h.
+ *
+ * Locks: DSA's own, inside of sd_alloc() and sd_free().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/twophase.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "port/pg_bitutils.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/dsa.h"
+#include "utils/memutils.h"
+
+#include "shmem.h"
+
+SdShared   *sd_shared = NULL;
+
+int			sd_tranche_database;
+int			sd_tranche_registry;
+int			sd_tranche_ids;
+int			sd_tranche_stream;
+int			sd_tranche_order;
+static int	tranche_dsa;
+
+static dsa_area *area = NULL;	/* this process's handle */
+static char *area_base = NULL;	/* what dsa_pointer 0 would point to */
+
+static shmem_request_hook_type prev_request_hook = NULL;
+static shmem_startup_hook_type prev_startup_hook = NULL;
+
+/* Stands before every allocation; keeps it MAXALIGNed. */
+typedef struct AllocHeader
+{
+	uint64		size:56;
+	uint64		kind:8;
+} AllocHeader;
+
+StaticAssertDecl(sizeof(AllocHeader) == MAXALIGN(sizeof(AllocHeader)),
+				 "allocations must stay aligned");
+
+/* Slots of backends are indexed by PGPROC number. */
+static int
+slot_count(void)
+{
+	return MaxBackends + NUM_AUXILIARY_PROCS + max_prepared_xacts;
+}
+
+static uint32
+buckets_for(int members)
+{
+	return pg_nextpower2_32(Max(members, SD_ID_PARTITIONS));
+}
+
+/* Channels, consumers and connections are fewer than subscriptions. */
+static Size
+hash_arrays_size(void)
+{
+	Size		n = buckets_for(subdispatch_max_subscriptions);
+	Size		few = buckets_for(subdispatch_max_subscriptions / 4);
+
+	return mul_size(sizeof(SdHashNode *), add_size(mul_size(n, 5), mul_size(few, 3)));
+}
+
+static Size
+dsa_size(void)
+{
+	return mul_size((Size) subdispatch_shared_memory_size, 1024);
+}
+
+static Size
+region_size(void)
+{
+	Size		size = MAXALIGN(sizeof(SdShared));
+
+	size = add_size(size, MAXALIGN(mul_size(sizeof(SdTicketSlot), slot_count())));
+	size = add_size(size, MAXALIGN(hash_arrays_size()));
+	return add_size(size, MAXALIGN(dsa_size()));
+}
+
+static void
+request(void)
+{
+	if (prev_request_hook)
+		prev_request_hook();
+	RequestAddinShmemSpace(region_size());
+}
+
+static char *
+make_hash(SdHash *table, char *at, int members)
+{
+	uint32		n = buckets_for(members);
+
+	table->mask = n - 1;
+	table->buckets = (SdHashNode **) at;
+	memset(at, 0, n * sizeof(SdHashNode *));
+	return at + n * sizeof(SdHashNode *);
+}
+
+static void
+make_locks(SdShared *shared)
+{
+	LWLockInitialize(&shared->database_lock, sd_tranche_database);
+	LWLockInitialize(&shared->registry_lock, sd_tranche_registry);
+	for (int i = 0; i < SD_ID_PARTITIONS; i++)
+		LWLockInitialize(&shared->id_locks[i], sd_tranche_ids);
+	for (int i = 0; i < SD_WAIT_POINTS; i++)
+		ConditionVariableInit(&shared->wait_points[i]);
+}
+
+/*
+ * Lays the region out.  Only the postmaster gets here with found = false, at
+ * start and after a crash; nobody else is attached yet.
+ */
+static void
+lay_out(SdShared *shared)
+{
+	int			members = subdispatch_max_subscriptions;
+	char	   *at = (char *) shared + MAXALIGN(sizeof(SdShared));
+	dsa_area   *made;
+
+	memset(shared, 0, sizeof(SdShared));
+	shared->nslots = slot_count();
+	shared->slots = (SdTicketSlot *) at;
+	memset(at, 0, sizeof(SdTicketSlot) * shared->nslots);
+	at += MAXALIGN(sizeof(SdTicketSlot) * shared->nslots);
+
+	at = make_hash(&shared->subscriptions, at, members);
+	at = make_hash(&shared->streams, at, members);
+	at = make_hash(&shared->identities, at, members);
+	at = make_hash(&shared->buckets, at, members);
+	at = make_hash(&shared->quotas, at, members);
+	at = make_hash(&shared->channels, at, members / 4);
+	at = make_hash(&shared->consumers, at, members / 4);
+	at = make_hash(&shared->connections, at, members / 4);
+
+	make_locks(shared);
+	pg_atomic_init_u32(&shared->launcher_procno, 0);
+	pg_atomic_init_u32(&shared->nsubscriptions, 0);
+	pg_atomic_init_u64(&shared->serials, 0);
+	pg_atomic_init_u64(&shared->mem_failures, 0);
+	for (int i = 0; i < SD_MEM_KINDS; i++)
+		pg_atomic_init_u64(&shared->mem_used[i], 0);
+
+	shared->dsa_place = (void *) MAXALIGN(at);
+	made = dsa_create_in_place(shared->dsa_place, dsa_size(), tranche_dsa, NULL);
+	dsa_pin(made);
+	dsa_set_size_limit(made, dsa_size());
+	dsa_detach(made);
+
+	database_init_all();
+}
+
+static void
+startup(void)
+{
+	bool		found;
+
+	if (prev_startup_hook)
+		prev_startup_hook();
+
+	sd_tranche_database = LWLockNewTrancheId();
+	sd_tranche_registry = LWLockNewTrancheId();
+	sd_tranche_ids = LWLockNewTrancheId();
+	sd_tranche_stream = LWLockNewTrancheId();
+	sd_tranche_order = LWLockNewTrancheId();
+	tranche_dsa = LWLockNewTrancheId();
+	LWLockRegisterTranche(sd_tranche_database, "SubdispatchDatabase");
+	LWLockRegisterTranche(sd_tranche_registry, "SubdispatchRegistry");
+	LWLockRegisterTranche(sd_tranche_ids, "SubdispatchIds");
+	LWLockRegisterTranche(sd_tranche_stream, "SubdispatchStream");
+	LWLockRegisterTranche(sd_tranche_order, "SubdispatchOrder");
+	LWLockRegisterTranche(tranche_dsa, "SubdispatchMemory");
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	sd_shared = ShmemInitStruct("subdispatch", region_size(), &found);
+	if (!found)
+		lay_out(sd_shared);
+	LWLockRelease(AddinShmemInitLock);
+
+	area = NULL;
+}
+
+void
+shmem_init(void)
+{
+	prev_request_hook = shmem_request_hook;
+	shmem_request_hook = request;
+	prev_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = startup;
+}
+
+/*
+ * Attaches this process to the area.  The handle is small and lives as long
+ * as the process.
+ */
+static void
+attach(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	dsa_area   *a = dsa_attach_in_place(sd_shared->dsa_place, NULL);
+
+	MemoryContextSwitchTo(old);
+	dsa_pin_mapping(a);
+	on_shmem_exit(dsa_on_shmem_exit_release_in_place, PointerGetDatum(sd_shared->dsa_place));
+	area = a;
+}
+
+/*
+ * A process attaches before it takes locks, since attaching may fail.  Cheap
+ * once done; called at every way in from SQL and by the workers.
+ */
+void
+shmem_attach(void)
+{
+	if (area == NULL)
+		attach();
+}
+
+void *
+sd_alloc(SdMemKind kind, Size size)
+{
+	Size		total = sizeof(AllocHeader) + size;
+	dsa_pointer dp;
+	AllocHeader *h;
+
+	Assert(area != NULL);
+	dp = dsa_allocate_extended(area, total, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO | DSA_ALLOC_HUGE);
+	if (!DsaPointerIsValid(dp))
+	{
+		pg_atomic_fetch_add_u64(&sd_shared->mem_failures, 1);
+		return NULL;
+	}
+	h = dsa_get_address(area, dp);
+	/* The one segment makes dsa_pointers offsets from a fixed address. */
+	if (area_base == NULL)
+		area_base = (char *) h - dp;
+	Assert(area_base == (char *) h - dp);
+	h->size = total;
+	h->kind = kind;
+	pg_atomic_fetch_add_u64(&sd_shared->mem_used[kind], total);
+	return h + 1;
+}
+
+void
+sd_free(void *ptr)
+{
+	AllocHeader *h;
+
+	if (ptr == NULL)
+		return;
+	Assert(area != NULL);
+	h = (AllocHeader *) ptr - 1;
+	if (area_base == NULL)
+		area_base = (char *) sd_shared->dsa_place;
+	pg_atomic_fetch_sub_u64(&sd_shared->mem_used[h->kind], h->size);
+	dsa_free(area, (dsa_pointer) ((char *) h - area_base));
+}
+
+void *
+sd_dup(SdMemKind kind, const void *src, Size size)
+{
+	void	   *copy = sd_alloc(kind, size);
+
+	if (copy)
+		memcpy(copy, src, size);
+	return copy;
+}
+
+void
+sd_out_of_shared_memory(void)
+{
+	uint64		used = 0;
+
+	for (int i = 0; i < SD_MEM_KINDS; i++)
+		used += pg_atomic_read_u64(&sd_shared->mem_used[i]);
+	ereport(ERROR,
+			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 errmsg("subdispatch is out of shared memory"),
+			 errdetail("%llu of %llu kB are in use.",
+					   (unsigned long long) (used / 1024),
+					   (unsigned long long) subdispatch_shared_memory_size),
+			 errhint("Increase subdispatch.shared_memory_size.")));
+}
+
+/* ---- hash tables ---- */
+
+uint32
+sd_hash_bytes(const void *data, Size len, uint32 seed)
+{
+	return (uint32) hash_bytes_extended(data, (int) len, seed);
+}
+
+SdHashNode *
+sd_hash_find(const SdHash *table, uint32 hash, SdHashMatch match, const void *key)
+{
+	for (SdHashNode *n = table->buckets[hash & table->mask]; n; n = n->next)
+		if (n->hash == hash && match(n, key))
+			return n;
+	return NULL;
+}
+
+void
+sd_hash_insert(SdHash *table, SdHashNode *node, uint32 hash)
+{
+	SdHashNode **head = &table->buckets[hash & table->mask];
+
+	node->hash = hash;
+	node->next = *head;
+	*head = node;
+}
+
+void
+sd_hash_remove(SdHash *table, SdHashNode *node)
+{
+	SdHashNode **at = &table->buckets[node->hash & table->mask];
+
+	while (*at != node)
+	{
+		Assert(*at != NULL);
+		at = &(*at)->next;
+	}
+	*at = node->next;
+	node->next = NULL;
+}
+
+/* ---- waking ---- */
+
+/*
+ * Where to wait for a thing, or to wake those who do.  Things share wait
+ * points, so a waiter checks its condition anew each time it wakes; a wait
+ * point never goes away, unlike the thing.
+ */
+ConditionVariable *
+sd_wait_point(const void *thing)
+{
+	uint64		h = (uint64) (uintptr_t) thing * UINT64CONST(0x9E3779B97F4A7C15);
+
+	return &sd_shared->wait_points[(h >> 32) % SD_WAIT_POINTS];
+}
+
+/* Wakes a process by its PGPROC number plus one; 0 is nobody. */
+void
+sd_set_latch(uint32 procno_plus_1)
+{
+	if (procno_plus_1 != 0)
+		SetLatch(&ProcGlobal->allProcs[procno_plus_1 - 1].procLatch);
+}

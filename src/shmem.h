@@ -1,0 +1,137 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.h
+ *	  The shared memory: one fixed region, asked for at start, that holds the
+ *	  fixed tables and a DSA area for all that comes and goes.
+ *
+ * The region is mapped at the same address in every process of the server, as
+ * all of PostgreSQL's main shared memory is, and the DSA area lives in place
+ * inside it and never grows.  Shared structures therefore hold plain pointers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_SHMEM_H
+#define SD_SHMEM_H
+
+#include "lib/ilist.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+
+#include "database.h"
+#include "subdispatch.h"
+
+/* ---- hash tables of a fixed number of buckets ---- */
+
+typedef struct SdHashNode
+{
+	struct SdHashNode *next;
+	uint32		hash;
+} SdHashNode;
+
+typedef struct SdHash
+{
+	uint32		mask;			/* immutable */
+	SdHashNode **buckets;		/* immutable pointer; chains under the table's lock */
+} SdHash;
+
+typedef bool (*SdHashMatch) (const SdHashNode *node, const void *key);
+
+extern SdHashNode *sd_hash_find(const SdHash *table, uint32 hash, SdHashMatch match, const void *key);
+extern void sd_hash_insert(SdHash *table, SdHashNode *node, uint32 hash);
+extern void sd_hash_remove(SdHash *table, SdHashNode *node);
+
+/* ---- allocations ---- */
+
+typedef enum SdMemKind
+{
+	SD_MEM_EVENT,				/* events between commit and dispatch */
+	SD_MEM_SUBSCRIPTION,		/* subscriptions, streams, identities, ... */
+	SD_MEM_RESPONSE,			/* responses, rings */
+	SD_MEM_KINDS
+} SdMemKind;
+
+/*
+ * sd_alloc returns MAXALIGNed, zeroed memory, or NULL when shared memory is
+ * used up; it never raises an error, so it may be called under an LWLock and
+ * after a commit.  sd_free gives it back.  Bytes are counted per kind.
+ */
+extern void *sd_alloc(SdMemKind kind, Size size);
+extern void sd_free(void *ptr);
+extern void *sd_dup(SdMemKind kind, const void *src, Size size);
+
+/* Raises 53200 with the setting to change.  Call it holding no lock. */
+extern void sd_out_of_shared_memory(void) pg_attribute_noreturn();
+
+/* ---- the region ---- */
+
+#define SD_ID_PARTITIONS	128
+#define SD_WAIT_POINTS		256
+
+/*
+ * A backend's place in the order of commits; see bus_memory.c.  Indexed by
+ * PGPROC number.
+ */
+typedef struct SdTicketSlot
+{
+	dlist_node	node;			/* in SdDatabase->taken; order_lock */
+	uint64		ticket;			/* 0: none; order_lock */
+	TransactionId xid;			/* order_lock */
+	void	   *waiting_on;		/* SdConsumer this backend waits for, or NULL;
+								 * written by the backend, read for a view */
+} SdTicketSlot;
+
+typedef struct SdShared
+{
+	/* immutable after start */
+	int			nslots;			/* length of slots[] */
+	SdTicketSlot *slots;
+	void	   *dsa_place;
+
+	/* database_lock */
+	LWLock		database_lock;
+	SdDatabase	databases[SD_MAX_DATABASES];
+
+	/* launcher.c; launcher_procno is atomic, written by the launcher */
+	pg_atomic_uint32 launcher_procno;	/* PGPROC number + 1; 0: none */
+
+	/* registry_lock guards the chains of these and all membership lists */
+	LWLock		registry_lock;
+	SdHash		channels;
+	SdHash		streams;
+	SdHash		identities;
+	SdHash		consumers;
+	SdHash		connections;
+	SdHash		buckets;		/* of equality indexes */
+	SdHash		quotas;
+
+	/* subscriptions by (database, owner, id): id_locks[hash % partitions] */
+	SdHash		subscriptions;
+	LWLock		id_locks[SD_ID_PARTITIONS];
+	pg_atomic_uint32 nsubscriptions;	/* live ones, all databases */
+	pg_atomic_uint64 serials;	/* numbers given to subscriptions and identities */
+
+	/* where readers wait, by hash of what they wait for */
+	ConditionVariable wait_points[SD_WAIT_POINTS];
+
+	pg_atomic_uint64 mem_used[SD_MEM_KINDS];	/* bytes */
+	pg_atomic_uint64 mem_failures;	/* allocations that found no room */
+} SdShared;
+
+extern SdShared *sd_shared;		/* NULL unless preloaded */
+
+extern void shmem_init(void);	/* installs the hooks; called by _PG_init */
+/* Attaches this process to the allocator; may raise an error.  Before locks. */
+extern void shmem_attach(void);
+
+extern int	sd_tranche_database;
+extern int	sd_tranche_registry;
+extern int	sd_tranche_ids;
+extern int	sd_tranche_stream;
+extern int	sd_tranche_order;
+
+extern uint32 sd_hash_bytes(const void *data, Size len, uint32 seed);
+extern ConditionVariable *sd_wait_point(const void *thing);
+extern void sd_set_latch(uint32 procno_plus_1);
+
+#endif							/* SD_SHMEM_H */

@@ -1,0 +1,780 @@
+/*-------------------------------------------------------------------------
+ *
+ * stream.c
+ *	  Response streams: entries, cursors, overflow, losses.
+ *
+ * A stream keeps its entries in a ring of a power-of-two size, numbered
+ * without end; number n stands at ring[n % ring_size].  Those from tail to
+ * head - 1 are kept.  Each attached subscription has a cursor; an entry counts
+ * how many of them have still to pass it and gives its body back when none
+ * has.  What a new response costs does not depend on how many subscriptions
+ * there are.
+ *
+ * Overflow.  drop_oldest is settled when the subscription reads: whatever is
+ * more than max_pending behind the head is skipped then, and the ring never
+ * keeps more than the largest max_pending.  drop_newest and error have to be
+ * settled when the response comes that is too much: strict_limit and
+ * strict_bytes say before which head no such subscription can overflow, so
+ * that they are looked through only about once in max_pending responses.
+ *
+ * Locks: each function says what it takes; those that take SdStream->lock
+ * hold at most registry_lock or an id lock before, and take a consumer's mutex
+ * and DSA's locks inside.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/proclist.h"
+#include "utils/errcodes.h"
+#include "utils/timestamp.h"
+
+#include "stream.h"
+#include "subscription.h"
+
+#define RING_FIRST_SIZE		4
+#define RING_KEEP_SIZE		64	/* a larger one is freed when it gets empty */
+
+#define ENTRY(stream, n)	(&(stream)->ring[(n) & ((stream)->ring_size - 1)])
+
+/* ---- small things ---- */
+
+void
+dlist_append_all(dlist_head *to, dlist_head *from)
+{
+	if (dlist_is_empty(from))
+		return;
+	to->head.prev->next = from->head.next;
+	from->head.next->prev = to->head.prev;
+	from->head.prev->next = &to->head;
+	to->head.prev = from->head.prev;
+	dlist_init(from);
+}
+
+/*
+ * A waiter enters the list before it looks at what it waits for, and the
+ * caller has changed that before it comes here; both sides pass a full
+ * barrier, so an empty list means that nobody can have missed the change.
+ */
+void
+sd_wake(const void *thing)
+{
+	ConditionVariable *cv = sd_wait_point(thing);
+
+	pg_memory_barrier();
+	if (!proclist_is_empty(&cv->wakeup))
+		ConditionVariableBroadcast(cv);
+}
+
+static const struct
+{
+	int			sqlstate;
+	const char *message;
+}			ends[] =
+{
+	[SD_END_NONE] = {0, ""},
+	[SD_END_COMPLETE] = {0, ""},
+	[SD_END_IDLE] = {ERRCODE_IDLE_SESSION_TIMEOUT, "subscription was not polled for subdispatch.subscription_idle_timeout"},
+	[SD_END_LIFETIME] = {ERRCODE_IDLE_SESSION_TIMEOUT, "subscription reached subdispatch.subscription_max_lifetime"},
+	[SD_END_OVERFLOW] = {ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "subscription was not read fast enough (overflow = error)"},
+	[SD_END_RESOLVER_GONE] = {ERRCODE_UNDEFINED_FUNCTION, "the subscription's resolver does not exist any more"},
+	[SD_END_RESOLVER_DENIED] = {ERRCODE_INSUFFICIENT_PRIVILEGE, "permission denied for the subscription's resolver"},
+	[SD_END_RESOLVER_TIMEOUTS] = {ERRCODE_QUERY_CANCELED, "the subscription's resolver timed out too often (subdispatch.resolver_max_timeouts)"},
+	[SD_END_ROLE_GONE] = {ERRCODE_UNDEFINED_OBJECT, "the subscription's role does not exist any more"},
+	[SD_END_RUN_AS_REVOKED] = {ERRCODE_INSUFFICIENT_PRIVILEGE, "permission denied to act as the subscription's role"},
+	[SD_END_CHANNEL_REVOKED] = {ERRCODE_INSUFFICIENT_PRIVILEGE, "permission denied for the subscription's channel"},
+};
+
+const char *
+stream_end_message(SdEnd end)
+{
+	return ends[end].message;
+}
+
+int
+stream_end_sqlstate(SdEnd end)
+{
+	return ends[end].sqlstate;
+}
+
+/* ---- bodies and pins ---- */
+
+SdBody *
+body_make(const char *data, Size len, bool is_error)
+{
+	SdBody	   *body = sd_alloc(SD_MEM_RESPONSE, offsetof(SdBody, data) + len);
+
+	if (body == NULL)
+		return NULL;
+	pg_atomic_init_u32(&body->refs, 1);
+	body->len = len;
+	body->is_error = is_error;
+	memcpy(body->data, data, len);
+	return body;
+}
+
+void
+body_unref(SdBody *body)
+{
+	if (body && pg_atomic_sub_fetch_u32(&body->refs, 1) == 0)
+		sd_free(body);
+}
+
+static SdBody *
+body_ref(SdBody *body)
+{
+	pg_atomic_fetch_add_u32(&body->refs, 1);
+	return body;
+}
+
+void
+channel_unref(SdChannel *channel)
+{
+	if (pg_atomic_sub_fetch_u32(&channel->refs, 1) == 0)
+		sd_free(channel);
+}
+
+SdStream *
+stream_pin(SdStream *stream)
+{
+	pg_atomic_fetch_add_u32(&stream->refs, 1);
+	return stream;
+}
+
+static void
+free_identity(SdIdentity *identity)
+{
+	if (pg_atomic_sub_fetch_u32(&identity->refs, 1) != 0)
+		return;
+	sd_free(identity->settings);
+	sd_free(identity->context);
+	sd_free(identity);
+}
+
+/*
+ * The last reference is gone: no subscription is left, so no entry is wanted
+ * and the ring is empty.
+ */
+void
+stream_unpin(SdStream *stream)
+{
+	if (pg_atomic_sub_fetch_u32(&stream->refs, 1) != 0)
+		return;
+	Assert(stream->nattached == 0);
+	Assert(stream->tail == stream->head);
+	channel_unref(stream->channel);
+	free_identity(stream->identity);
+	sd_free(stream->filter);
+	sd_free(stream->filter_json);
+	sd_free(stream->variables);
+	sd_free(stream->response_key);
+	sd_free(stream->ring);
+	sd_free(stream);
+}
+
+/* ---- the ring; all with the stream's lock held ---- */
+
+static void
+drop_entry(SdEntry *entry)
+{
+	body_unref(entry->body);
+	entry->body = NULL;
+}
+
+/* Forgets entries at the old end that nobody waits for. */
+static void
+trim(SdStream *stream)
+{
+	while (stream->tail < stream->head && ENTRY(stream, stream->tail)->remaining == 0)
+	{
+		drop_entry(ENTRY(stream, stream->tail));
+		stream->tail++;
+	}
+	if (stream->tail == stream->head && stream->ring_size > RING_KEEP_SIZE)
+	{
+		sd_free(stream->ring);
+		stream->ring = NULL;
+		stream->ring_size = 0;
+	}
+}
+
+/* Forgets old entries beyond what any subscription may keep. */
+static void
+trim_to_keep(SdStream *stream)
+{
+	while (stream->head - stream->tail > stream->keep ||
+		   (stream->head - stream->tail > 1 &&
+			stream->bytes - ENTRY(stream, stream->tail)->bytes_before > stream->keep_bytes))
+	{
+		drop_entry(ENTRY(stream, stream->tail));
+		stream->tail++;
+	}
+	trim(stream);
+}
+
+/* Makes room for one more entry; false when shared memory is used up. */
+static bool
+grow(SdStream *stream)
+{
+	uint32		n = stream->head - stream->tail;
+	uint32		size = stream->ring ? stream->ring_size * 2 : RING_FIRST_SIZE;
+	SdEntry    *ring;
+
+	if (stream->ring && n < stream->ring_size)
+		return true;
+	ring = sd_alloc(SD_MEM_RESPONSE, size * sizeof(SdEntry));
+	if (ring == NULL)
+		return false;
+	for (uint64 i = stream->tail; i < stream->head; i++)
+		ring[i & (size - 1)] = *ENTRY(stream, i);
+	sd_free(stream->ring);
+	stream->ring = ring;
+	stream->ring_size = size;
+	return true;
+}
+
+/* Payload bytes stored before entry number n. */
+static uint64
+bytes_before(SdStream *stream, uint64 n)
+{
+	return n < stream->head ? ENTRY(stream, n)->bytes_before : stream->bytes;
+}
+
+/* The subscription has passed entry n, or will never read it. */
+static void
+pass(SdStream *stream, uint64 n)
+{
+	SdEntry    *entry = ENTRY(stream, n);
+
+	Assert(entry->remaining > 0);
+	if (--entry->remaining == 0)
+		drop_entry(entry);
+}
+
+static void
+note_loss(SdSubscription *sub, uint64 lost, uint64 gaps)
+{
+	if (lost == 0 && gaps == 0)
+		return;
+	sub->untold.count += lost;
+	sub->untold.unknown |= gaps > 0;
+	sub->dropped += lost + gaps;
+	stats_add(&sub->stream->db->stats, SD_STAT_RESPONSES_DROPPED, lost + gaps);
+}
+
+/* Takes over what the stream had lost by the time of an entry, or by now. */
+static void
+collect_loss(SdSubscription *sub, uint64 lost, uint32 gaps)
+{
+	note_loss(sub, lost - sub->lost_seen, (uint32) (gaps - sub->gaps_seen));
+	sub->lost_seen = lost;
+	sub->gaps_seen = gaps;
+}
+
+/* Moves an attached cursor over what its own limits make it lose. */
+static void
+settle_drop_oldest(SdStream *stream, SdSubscription *sub)
+{
+	uint64		from = Max(sub->cursor, stream->tail);
+
+	/* What the ring no longer has was given up for all who were behind. */
+	note_loss(sub, from - sub->cursor, 0);
+	sub->cursor = from;
+	if (sub->overflow != SD_DROP_OLDEST)
+		return;
+	while (stream->head - sub->cursor > sub->max_pending ||
+		   (stream->head - sub->cursor > 1 &&
+			stream->bytes - bytes_before(stream, sub->cursor) > sub->max_pending_bytes))
+	{
+		pass(stream, sub->cursor);
+		sub->cursor++;
+		note_loss(sub, 1, 0);
+	}
+	trim(stream);
+}
+
+/* ---- attaching and detaching; the stream's lock held ---- */
+
+static void
+lower_strict_limits(SdStream *stream, SdSubscription *sub)
+{
+	stream->strict_limit = Min(stream->strict_limit, sub->cursor + sub->max_pending);
+	stream->strict_bytes = Min(stream->strict_bytes,
+							   bytes_before(stream, sub->cursor) + sub->max_pending_bytes);
+}
+
+static void
+no_strict_limits(SdStream *stream)
+{
+	stream->strict_limit = PG_UINT64_MAX;
+	stream->strict_bytes = PG_UINT64_MAX;
+}
+
+/* Starts to read at the head: sees what comes from now on. */
+static void
+join_ring(SdStream *stream, SdSubscription *sub)
+{
+	sub->attached = true;
+	sub->cursor = stream->head;
+	stream->nattached++;
+	stream->keep = Max(stream->keep, sub->max_pending);
+	stream->keep_bytes = Max(stream->keep_bytes, sub->max_pending_bytes);
+	if (sub->overflow != SD_DROP_OLDEST)
+	{
+		if (stream->nstrict++ == 0)
+			no_strict_limits(stream);
+		dlist_push_tail(&stream->strict, &sub->strict_node);
+		lower_strict_limits(stream, sub);
+	}
+}
+
+void
+stream_attach(SdStream *stream, SdSubscription *sub)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	join_ring(stream, sub);
+	sub->lost_seen = stream->lost;
+	sub->gaps_seen = stream->gaps;
+}
+
+static void
+leave_ring(SdStream *stream, SdSubscription *sub)
+{
+	Assert(sub->attached);
+	for (uint64 n = Max(sub->cursor, stream->tail); n < stream->head; n++)
+		pass(stream, n);
+	sub->attached = false;
+	if (sub->overflow != SD_DROP_OLDEST)
+	{
+		dlist_delete(&sub->strict_node);
+		stream->nstrict--;
+	}
+	if (--stream->nattached == 0)
+	{
+		stream->keep = 0;
+		stream->keep_bytes = 0;
+	}
+	trim(stream);
+}
+
+static void
+free_private_queue(SdSubscription *sub)
+{
+	if (sub->queue == NULL)
+		return;
+	for (uint32 i = sub->queue->next; i < sub->queue->n; i++)
+		drop_entry(&sub->queue->entries[i]);
+	sd_free(sub->queue);
+	sub->queue = NULL;
+}
+
+void
+stream_leave(SdStream *stream, SdSubscription *sub)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	if (sub->attached)
+		leave_ring(stream, sub);
+	free_private_queue(sub);
+}
+
+/*
+ * Moves what an attached subscription has pending to a queue of its own; from
+ * then on the stream does without it.  Without memory the pending is lost.
+ */
+static void
+detach(SdStream *stream, SdSubscription *sub)
+{
+	uint32		n;
+
+	settle_drop_oldest(stream, sub);
+	n = stream->head - sub->cursor;
+	if (n > 0)
+	{
+		sub->queue = sd_alloc(SD_MEM_RESPONSE,
+							  offsetof(SdPrivateQueue, entries) + n * sizeof(SdEntry));
+		if (sub->queue)
+		{
+			sub->queue->n = n;
+			for (uint32 i = 0; i < n; i++)
+			{
+				sub->queue->entries[i] = *ENTRY(stream, sub->cursor + i);
+				body_ref(sub->queue->entries[i].body);
+			}
+		}
+		else
+			note_loss(sub, n, 0);
+	}
+	sub->detached_at = stream->head;
+	leave_ring(stream, sub);
+}
+
+/* A drop_newest subscription has read all it had kept: it joins in again. */
+static void
+reattach(SdStream *stream, SdSubscription *sub)
+{
+	note_loss(sub, stream->head - sub->detached_at, 0);
+	join_ring(stream, sub);
+}
+
+void
+stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	if (sub->end != SD_END_NONE)
+		return;
+	if (sub->attached)
+		detach(stream, sub);
+	else
+		note_loss(sub, stream->head - sub->detached_at, 0);
+	collect_loss(sub, stream->lost, stream->gaps);
+	sub->end = end;
+	sub->ended_at = GetCurrentTimestamp();
+	dlist_push_tail(&stream->ending, &sub->strict_node);
+	pg_atomic_fetch_add_u64(&stream->version, 1);
+}
+
+/*
+ * A response of len bytes is about to be stored: detaches the strict
+ * subscriptions for which that is one too many, and finds the new limits.
+ */
+static void
+overflow_strict(SdStream *stream, Size len)
+{
+	dlist_mutable_iter iter;
+
+	if (stream->nstrict == 0 ||
+		(stream->head < stream->strict_limit && stream->bytes + len <= stream->strict_bytes))
+		return;
+	no_strict_limits(stream);
+	dlist_foreach_modify(iter, &stream->strict)
+	{
+		SdSubscription *sub = dlist_container(SdSubscription, strict_node, iter.cur);
+		uint64		pending = stream->head - sub->cursor;
+		uint64		bytes = stream->bytes - bytes_before(stream, sub->cursor);
+
+		if (pending < sub->max_pending &&
+			(pending == 0 || bytes + len <= sub->max_pending_bytes))
+			lower_strict_limits(stream, sub);
+		else if (sub->overflow == SD_OVERFLOW_ERROR)
+		{
+			note_loss(sub, 1, 0);
+			stream_end_locked(stream, sub, SD_END_OVERFLOW);
+		}
+		else
+			detach(stream, sub);
+	}
+}
+
+/* ---- writing ---- */
+
+/* Something can be read that could not: the stream's lock held. */
+static void
+wake_link(SdLink *link)
+{
+	SdConsumer *consumer = link->consumer;
+	bool		was_ready;
+
+	dlist_append_all(&link->behind, &link->current);
+	if (consumer == NULL)
+		return;
+	SpinLockAcquire(&consumer->mutex);
+	was_ready = link->ready;
+	if (!was_ready)
+	{
+		dlist_push_tail(&consumer->ready, &link->ready_node);
+		link->ready = true;
+	}
+	SpinLockRelease(&consumer->mutex);
+	if (pg_atomic_read_u64(&consumer->pending_since) == 0)
+		pg_atomic_write_u64(&consumer->pending_since, GetCurrentTimestamp());
+	pg_atomic_fetch_add_u64(&consumer->version, 1);
+	sd_wake(consumer);
+}
+
+static void
+wake_readers(SdStream *stream)
+{
+	dlist_iter	iter;
+
+	pg_atomic_fetch_add_u64(&stream->version, 1);
+	dlist_foreach(iter, &stream->links)
+		wake_link(dlist_container(SdLink, stream_node, iter.cur));
+	sd_wake(stream);
+}
+
+/* False if that event was seen to before: the batch is run again. */
+static bool
+advance_progress(SdStream *stream, uint64 event_id)
+{
+	if (event_id != 0)
+	{
+		if (event_id <= stream->last_event_id)
+			return false;
+		stream->last_event_id = event_id;
+	}
+	return true;
+}
+
+/* Stores an entry, or counts a loss. */
+static void
+push(SdStream *stream, uint64 event_id, SdBody *body)
+{
+	SdEntry    *entry;
+
+	if (body == NULL || (stream->nattached > 0 && !grow(stream)))
+	{
+		stream->lost++;
+		return;
+	}
+	if (stream->nattached > 0)
+	{
+		entry = ENTRY(stream, stream->head);
+		entry->body = body_ref(body);
+		entry->event_id = event_id;
+		entry->bytes_before = stream->bytes;
+		entry->lost = stream->lost;
+		entry->gaps = stream->gaps;
+		entry->remaining = stream->nattached;
+		stream->head++;
+		stream->bytes += body->len;
+		trim_to_keep(stream);
+	}
+	else
+	{
+		/* Only detached ones are left; they count it by the number. */
+		Assert(stream->tail == stream->head);
+		stream->head++;
+		stream->tail = stream->head;
+	}
+	stats_add(&stream->db->dispatchers[stream->channel->dispatcher].stats,
+			  SD_STAT_RESPONSES_QUEUED, 1);
+}
+
+void
+stream_append(SdStream *stream, uint64 event_id, SdBody *body)
+{
+	bool		ending;
+
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	if (!advance_progress(stream, event_id))
+	{
+		LWLockRelease(&stream->lock);
+		return;
+	}
+	overflow_strict(stream, body ? body->len : 0);
+	push(stream, event_id, body);
+	wake_readers(stream);
+	ending = !dlist_is_empty(&stream->ending);
+	LWLockRelease(&stream->lock);
+
+	if (ending)
+		subscription_finish_ends(stream);
+}
+
+void
+stream_lose(SdStream *stream, uint64 event_id, uint32 n)
+{
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	if (advance_progress(stream, event_id))
+	{
+		if (n > 0)
+			stream->lost += n;
+		else
+			stream->gaps++;
+		wake_readers(stream);
+	}
+	LWLockRelease(&stream->lock);
+}
+
+void
+stream_skip(SdStream *stream, uint64 event_id)
+{
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	(void) advance_progress(stream, event_id);
+	LWLockRelease(&stream->lock);
+}
+
+/* ---- reading; the stream's lock held ---- */
+
+/* Hands over an entry's body, whose reference becomes the taker's. */
+static void
+give(SdSubscription *sub, SdBody *body, uint64 event_id, SdTaken *taken)
+{
+	taken->body = body;
+	taken->event_id = event_id;
+	taken->loss = sub->untold;
+	taken->end = SD_END_NONE;
+	memset(&sub->untold, 0, sizeof(SdLoss));
+	sub->delivered++;
+	if (body->is_error)
+		sub->errors++;
+}
+
+static SdTakeResult
+take_private(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
+{
+	SdPrivateQueue *q = sub->queue;
+	SdEntry    *entry = &q->entries[q->next];
+
+	if (entry->body->len > room)
+		return SD_TAKE_TOO_LARGE;
+	collect_loss(sub, entry->lost, entry->gaps);
+	give(sub, entry->body, entry->event_id, taken);
+	entry->body = NULL;
+	if (++q->next == q->n)
+	{
+		free_private_queue(sub);
+		if (sub->end == SD_END_NONE)
+			reattach(stream, sub);
+	}
+	return SD_TAKE_ONE;
+}
+
+static SdTakeResult
+take_from_ring(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
+{
+	SdEntry    *entry = ENTRY(stream, sub->cursor);
+
+	if (entry->body->len > room)
+		return SD_TAKE_TOO_LARGE;
+	collect_loss(sub, entry->lost, entry->gaps);
+	give(sub, body_ref(entry->body), entry->event_id, taken);
+	pass(stream, sub->cursor);
+	sub->cursor++;
+	trim(stream);
+	return SD_TAKE_ONE;
+}
+
+/* Brings up to date what the subscription is owed. */
+static void
+settle(SdStream *stream, SdSubscription *sub)
+{
+	if (sub->attached)
+		settle_drop_oldest(stream, sub);
+	else if (sub->queue == NULL && sub->end == SD_END_NONE)
+		reattach(stream, sub);
+}
+
+static bool
+has_entry(SdStream *stream, SdSubscription *sub)
+{
+	return sub->queue != NULL || (sub->attached && sub->cursor < stream->head);
+}
+
+/* Is there a loss to tell by a notice of its own, and may it be told now? */
+static bool
+notice_due(SdSubscription *sub, TimestampTz now, TimestampTz *retry_at)
+{
+	if (sub->untold.count == 0 && !sub->untold.unknown)
+		return false;
+	if (sub->end == SD_END_NONE && now < sub->last_notice + SD_SECOND && now >= sub->last_notice)
+	{
+		*retry_at = Min(*retry_at, sub->last_notice + SD_SECOND);
+		return false;
+	}
+	return true;
+}
+
+bool
+stream_readable(SdStream *stream, SdSubscription *sub, TimestampTz now, TimestampTz *retry_at)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	settle(stream, sub);
+	if (has_entry(stream, sub))
+		return true;
+	if (sub->end == SD_END_NONE)
+		collect_loss(sub, stream->lost, stream->gaps);
+	return notice_due(sub, now, retry_at) || (sub->end != SD_END_NONE && !sub->end_told);
+}
+
+SdTakeResult
+stream_take(SdStream *stream, SdSubscription *sub, TimestampTz now, Size room,
+			SdTaken *taken, TimestampTz *retry_at)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	settle(stream, sub);
+	if (sub->queue)
+		return take_private(stream, sub, room, taken);
+	if (has_entry(stream, sub))
+		return take_from_ring(stream, sub, room, taken);
+
+	memset(taken, 0, sizeof(SdTaken));
+	if (sub->end == SD_END_NONE)
+		collect_loss(sub, stream->lost, stream->gaps);
+	if (notice_due(sub, now, retry_at))
+	{
+		taken->loss = sub->untold;
+		memset(&sub->untold, 0, sizeof(SdLoss));
+		sub->last_notice = now;
+		return SD_TAKE_ONE;
+	}
+	if (sub->end != SD_END_NONE && !sub->end_told)
+	{
+		taken->end = sub->end;
+		sub->end_told = true;
+		return SD_TAKE_ONE;
+	}
+	return SD_TAKE_NOTHING;
+}
+
+bool
+stream_drained(SdStream *stream, SdSubscription *sub)
+{
+	return sub->attached && sub->cursor == stream->head && sub->end == SD_END_NONE &&
+		sub->lost_seen == stream->lost && sub->gaps_seen == stream->gaps &&
+		sub->untold.count == 0 && !sub->untold.unknown;
+}
+
+const SdEntry *
+stream_shared_entry(SdStream *stream, SdSubscription *sub)
+{
+	const SdEntry *entry;
+
+	settle(stream, sub);
+	if (sub->queue || !has_entry(stream, sub))
+		return NULL;
+	entry = ENTRY(stream, sub->cursor);
+	if (entry->lost != sub->lost_seen || entry->gaps != sub->gaps_seen ||
+		sub->untold.count != 0 || sub->untold.unknown)
+		return NULL;
+	return entry;
+}
+
+void
+stream_advance(SdStream *stream, SdSubscription *sub)
+{
+	if (ENTRY(stream, sub->cursor)->body->is_error)
+		sub->errors++;
+	pass(stream, sub->cursor);
+	sub->cursor++;
+	sub->delivered++;
+	trim(stream);
+}
+
+/* ---- for the views; the stream's lock held in any mode ---- */
+
+uint64
+stream_pending(SdStream *stream, SdSubscription *sub)
+{
+	uint64		n;
+
+	if (!sub->attached)
+		return sub->queue ? sub->queue->n - sub->queue->next : 0;
+	n = stream->head - Max(sub->cursor, stream->tail);
+	return sub->overflow == SD_DROP_OLDEST ? Min(n, sub->max_pending) : n;
+}
+
+uint64
+stream_dropped(SdStream *stream, SdSubscription *sub)
+{
+	uint64		n = sub->dropped;
+
+	if (sub->attached)
+		n += stream->head - sub->cursor - stream_pending(stream, sub);
+	else if (sub->end == SD_END_NONE)
+		n += stream->head - sub->detached_at;
+	if (sub->end == SD_END_NONE)
+		n += stream->lost - sub->lost_seen + (uint32) (stream->gaps - sub->gaps_seen);
+	return n;
+}

@@ -1,0 +1,414 @@
+/*-------------------------------------------------------------------------
+ *
+ * stream.h
+ *	  Response streams and the subscriptions that read them.
+ *
+ * A response is stored once in its stream's ring; every subscription of the
+ * stream has a cursor.  An entry is freed when the last subscription that was
+ * there when it was stored has read past it, or when it is older than what any
+ * drop_oldest subscription may keep.
+ *
+ * A subscription that overflows with drop_newest, or that ends, is "detached":
+ * what it has pending moves to a private queue, and the stream no longer
+ * waits for it.
+ *
+ * Losses: the stream counts, from its beginning, the responses it lost and the
+ * gaps of unknown size; an entry knows those counts at its time, a subscription
+ * those that it has been told of.  So telling a loss needs no memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_STREAM_H
+#define SD_STREAM_H
+
+#include "lib/ilist.h"
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "storage/s_lock.h"
+#include "storage/spin.h"
+#include "utils/jsonb.h"
+
+#include "match.h"
+#include "ratelimit.h"
+#include "shmem.h"
+
+struct SdConsumer;
+struct SdConnection;
+struct SdLink;
+
+/* A payload, shared by all entries that carry it. */
+typedef struct SdBody
+{
+	pg_atomic_uint32 refs;
+	uint32		len;
+	bool		is_error;		/* the payload of a failed resolver */
+	char		data[FLEXIBLE_ARRAY_MEMBER];	/* no NUL at its end */
+} SdBody;
+
+/* How many were lost; unknown: at least that many and nobody knows. */
+typedef struct SdLoss
+{
+	uint64		count;
+	bool		unknown;
+} SdLoss;
+
+typedef struct SdEntry
+{
+	SdBody	   *body;			/* one reference; NULL when nobody waits for it */
+	uint64		event_id;
+	uint64		bytes_before;	/* payload bytes of the stream before this one */
+	uint64		lost;			/* SdStream->lost when it was stored */
+	uint32		gaps;			/* SdStream->gaps likewise */
+	uint32		remaining;		/* attached subscriptions still to read it */
+} SdEntry;
+
+/* What a detached subscription still has to read; one reference per body. */
+typedef struct SdPrivateQueue
+{
+	uint32		n;
+	uint32		next;
+	SdEntry		entries[FLEXIBLE_ARRAY_MEMBER];
+} SdPrivateQueue;
+
+typedef enum SdEnd
+{
+	SD_END_NONE,
+	SD_END_COMPLETE,			/* complete() */
+	SD_END_IDLE,				/* subscription_idle_timeout */
+	SD_END_LIFETIME,			/* subscription_max_lifetime */
+	SD_END_OVERFLOW,			/* overflow = error */
+	SD_END_RESOLVER_GONE,
+	SD_END_RESOLVER_DENIED,
+	SD_END_RESOLVER_TIMEOUTS,	/* resolver_max_timeouts in a row */
+	SD_END_ROLE_GONE,
+	SD_END_RUN_AS_REVOKED,
+	SD_END_CHANNEL_REVOKED
+} SdEnd;
+
+extern const char *stream_end_message(SdEnd end);
+extern int	stream_end_sqlstate(SdEnd end);
+
+/* Whoever may see the same; immutable, shared, reference counted. */
+typedef struct SdIdentity
+{
+	SdHashNode	hnode;
+	Oid			dboid;
+	Oid			owner;
+	Oid			role;			/* whose rights count */
+	uint32		nstreams;		/* live ones; registry_lock */
+	pg_atomic_uint32 refs;		/* the registry, streams */
+	uint64		serial;			/* unique: key of the dispatchers' caches */
+	Jsonb	   *settings;		/* {} or {"name": "value", ...} */
+	Jsonb	   *context;		/* the security context */
+} SdIdentity;
+
+typedef struct SdStreamVec
+{
+	struct SdStream **items;
+	uint32		n;
+	uint32		cap;
+} SdStreamVec;
+
+/* Streams of a channel whose filter asks for one value at one path. */
+typedef struct SdBucket
+{
+	SdHashNode	hnode;
+	dlist_node	node;			/* in SdIndexPath->buckets */
+	struct SdIndexPath *path;
+	uint64		value_hash;
+	SdStreamVec vec;
+} SdBucket;
+
+typedef struct SdIndexPath
+{
+	dlist_node	node;			/* in SdChannel->paths */
+	struct SdChannel *channel;
+	dlist_head	buckets;
+	int			pathlen;
+	char		path[FLEXIBLE_ARRAY_MEMBER];	/* as filter_index_key gives it */
+} SdIndexPath;
+
+/* A channel that has subscriptions.  All under registry_lock but the atomics. */
+typedef struct SdChannel
+{
+	SdHashNode	hnode;
+	SdDatabase *db;
+	Oid			dboid;
+	uint32		hash;			/* channel_hash of the name */
+	int			dispatcher;
+	bool		star;
+	pg_atomic_uint32 refs;		/* the registry, streams, pins */
+	uint32		nsubscriptions; /* live ones */
+	uint32		nstreams;		/* live ones; 0: no longer in the registry */
+	SdStreamVec plain;			/* streams without an equality filter */
+	dlist_head	paths;			/* SdIndexPaths: the other streams */
+	pg_atomic_uint32 gaps;		/* committed events lost, not yet told */
+	pg_atomic_uint64 events;	/* dispatched to it */
+	pg_atomic_uint32 listening; /* the dispatcher LISTENs on it */
+	uint32		namelen;
+	char		name[FLEXIBLE_ARRAY_MEMBER];
+} SdChannel;
+
+typedef struct SdStream
+{
+	SdHashNode	hnode;			/* registry_lock */
+
+	/* immutable */
+	SdChannel  *channel;		/* one reference */
+	SdDatabase *db;
+	Oid			dboid;
+	SdIdentity *identity;
+	Oid			resolver;
+	bool		batched;
+	bool		immutable;		/* the resolver is labelled so */
+	SdFilter   *filter;			/* NULL: none */
+	Jsonb	   *filter_json;	/* as the first subscriber wrote it */
+	Jsonb	   *variables;		/* NULL without a resolver */
+	char	   *response_key;	/* NULL: none */
+	double		rate_limit;		/* 0: none */
+	int			burst;
+
+	pg_atomic_uint32 refs;		/* the registry, subscriptions, pins */
+
+	/* registry_lock */
+	SdStreamVec *vec;			/* where it stands; NULL when it is dead */
+	uint32		vec_pos;
+	SdBucket   *bucket;			/* of which vec is part, or NULL: the plain one */
+	uint32		nsubscriptions; /* live ones */
+
+	/* single writer: the channel's dispatcher (survives it) */
+	uint64		last_event_id;	/* progress: done with events up to this */
+	int			timeouts;		/* in a row */
+	TokenBucket tokens;
+
+	/*
+	 * Rises with every entry and loss: read without the lock to see that
+	 * there is nothing new.  Written under lock.
+	 */
+	pg_atomic_uint64 version;
+
+	LWLock		lock;
+	/* lock */
+	SdEntry    *ring;			/* NULL while empty */
+	uint32		ring_size;		/* a power of two */
+	uint64		tail;			/* number of the oldest entry kept */
+	uint64		head;			/* number of the next entry */
+	uint64		bytes;			/* payload bytes ever stored */
+	uint64		lost;			/* responses lost, ever */
+	uint32		gaps;			/* losses of unknown size, ever */
+	uint32		nattached;		/* subscriptions that read the ring */
+	uint32		nstrict;		/* of these not drop_oldest */
+	uint64		strict_limit;	/* no strict one overflows before head gets here */
+	uint64		strict_bytes;	/* or bytes here */
+	uint32		keep;			/* the largest max_pending of the attached */
+	uint64		keep_bytes;		/* likewise */
+	dlist_head	links;			/* SdLinks */
+	dlist_head	strict;			/* SdSubscriptions not drop_oldest, attached */
+	dlist_head	ending;			/* those ended here, not yet in the registry */
+} SdStream;
+
+/*
+ * The subscriptions that one consumer (or none) has in one stream.  Made and
+ * freed under registry_lock and the stream's lock.
+ */
+typedef struct SdLink
+{
+	dlist_node	stream_node;	/* in SdStream->links */
+	dlist_node	consumer_node;	/* in SdConsumer->links; registry_lock */
+	dlist_node	ready_node;		/* in SdConsumer->ready; its mutex */
+	bool		ready;			/* consumer's mutex */
+	SdStream   *stream;
+	struct SdConsumer *consumer;	/* NULL: read one by one */
+	uint32		nsubscriptions;
+	/* stream's lock: who may have something to read, and who surely has not */
+	dlist_head	behind;
+	dlist_head	current;
+} SdLink;
+
+typedef struct SdSubscription
+{
+	SdHashNode	hnode;			/* id_locks */
+
+	/* immutable */
+	Oid			dboid;
+	Oid			owner;
+	SdStream   *stream;			/* one reference, for as long as it exists */
+	Jsonb	   *variables;		/* if the stream has none and they aren't {} */
+	uint8		overflow;		/* SdOverflow */
+	uint32		max_pending;
+	uint64		max_pending_bytes;
+	TimestampTz created_at;
+	uint64		serial;			/* unique over the server's life */
+
+	/* registry_lock */
+	SdLink	   *link;			/* NULL once it has ended */
+	struct SdConsumer *consumer;	/* also after its end */
+	struct SdConnection *connection;	/* also after its end */
+	dlist_node	connection_node;
+	struct SdQuota *user_quota; /* while live */
+	struct SdQuota *role_quota;
+
+	/*
+	 * link->behind or link->current under the stream's lock; after the end
+	 * consumer->ended under registry_lock exclusive.
+	 */
+	dlist_node	node;
+
+	/* stream's lock */
+	dlist_node	strict_node;
+	uint8		end;			/* SdEnd */
+	bool		structurally_ended; /* no longer in link, counts for no limit */
+	bool		end_told;
+	bool		attached;		/* reads the ring */
+	uint64		cursor;			/* next entry to read, while attached */
+	uint64		detached_at;	/* stream's head then (drop_newest) */
+	SdPrivateQueue *queue;		/* while not attached; NULL: nothing left */
+	uint64		lost_seen;		/* of the stream's lost and gaps, what is */
+	uint32		gaps_seen;		/* collected in untold or was told */
+	SdLoss		untold;			/* collected, goes with the next response */
+	TimestampTz last_notice;	/* when a loss notice was given */
+	TimestampTz ended_at;
+	uint64		delivered;
+	uint64		dropped;
+	uint64		errors;			/* responses with errors delivered */
+	uint64		rate_limited;
+
+	/* atomic: written by readers, read by the sweeper */
+	pg_atomic_uint64 last_polled;	/* TimestampTz */
+	pg_atomic_uint64 seen_version;	/* stream's version when found empty */
+
+	/* immutable; offsets into strings */
+	uint16		id_len;
+	uint16		operation_id;	/* as given */
+	uint16		operation_json; /* as a JSON string literal */
+	uint16		operation_json_len;
+	uint16		operation_name; /* 0: NULL */
+	char		strings[FLEXIBLE_ARRAY_MEMBER]; /* id first */
+} SdSubscription;
+
+typedef struct SdConsumer
+{
+	SdHashNode	hnode;			/* registry_lock */
+	Oid			dboid;			/* immutable */
+	Oid			owner;			/* immutable */
+	slock_t		mutex;
+	/* mutex */
+	dlist_head	ready;			/* SdLinks that may have something to read */
+	/* registry_lock; "ended" exclusive to change */
+	dlist_head	links;
+	dlist_head	ended;			/* SdSubscriptions with a last message to read */
+	pg_atomic_uint32 nended;
+	uint32		nsubscriptions; /* live ones */
+	/* atomic */
+	pg_atomic_uint64 version;	/* rises when something becomes readable */
+	pg_atomic_uint64 last_polled;
+	pg_atomic_uint64 pending_since; /* TimestampTz; 0: nothing pending */
+	uint32		namelen;
+	char		name[FLEXIBLE_ARRAY_MEMBER];
+} SdConsumer;
+
+typedef struct SdConnection
+{
+	SdHashNode	hnode;			/* all under registry_lock */
+	Oid			dboid;
+	Oid			owner;
+	dlist_head	subscriptions;	/* live and ended ones */
+	int			nlive;
+	uint32		namelen;
+	char		name[FLEXIBLE_ARRAY_MEMBER];
+} SdConnection;
+
+/* How many live subscriptions a user or role has. */
+typedef struct SdQuota
+{
+	SdHashNode	hnode;			/* all under registry_lock */
+	Oid			dboid;
+	Oid			owner;
+	Oid			role;
+	bool		is_role;		/* counts by role alone */
+	int			n;
+	uint32		keylen;
+	char		key[FLEXIBLE_ARRAY_MEMBER]; /* user_id as a jsonb scalar's text */
+} SdQuota;
+
+/* ---- writing (stream.c); caller is the channel's dispatcher ---- */
+
+/* A body with one reference, or NULL when shared memory is used up. */
+extern SdBody *body_make(const char *data, Size len, bool is_error);
+extern void body_unref(SdBody *body);
+
+/*
+ * Appends a response (takes a reference of its own) and wakes who waits.  Does
+ * nothing if the stream is done with the event already.  A NULL body, or no
+ * memory, becomes a loss of one.
+ */
+extern void stream_append(SdStream *stream, uint64 event_id, SdBody *body);
+
+/*
+ * Records that n responses (0: nobody knows how many) got lost.  event_id 0:
+ * whatever the stream is done with.
+ */
+extern void stream_lose(SdStream *stream, uint64 event_id, uint32 n);
+
+/* Marks the event as done with: nothing for this stream. */
+extern void stream_skip(SdStream *stream, uint64 event_id);
+
+extern SdStream *stream_pin(SdStream *stream);
+extern void stream_unpin(SdStream *stream);
+extern void channel_unref(SdChannel *channel);
+
+/* ---- a subscription's place in its stream; caller holds the stream's lock ---- */
+
+extern void stream_attach(SdStream *stream, SdSubscription *sub);
+/* Leaves the ring and drops what it had pending. */
+extern void stream_leave(SdStream *stream, SdSubscription *sub);
+/* Ends it as far as the stream is concerned: detached, last message to come. */
+extern void stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end);
+
+/* What a reader takes; body is NULL for a loss notice or a last message. */
+typedef struct SdTaken
+{
+	SdBody	   *body;			/* one reference, to be given back */
+	uint64		event_id;		/* 0: none */
+	SdLoss		loss;			/* to be told with it */
+	SdEnd		end;			/* a last message */
+} SdTaken;
+
+typedef enum SdTakeResult
+{
+	SD_TAKE_NOTHING,
+	SD_TAKE_TOO_LARGE,			/* more than room bytes: left where it is */
+	SD_TAKE_ONE
+} SdTakeResult;
+
+/*
+ * Takes the oldest thing the subscription has to read.  *retry_at is lowered
+ * to the time when a loss notice that is held back may be given.
+ */
+extern SdTakeResult stream_take(SdStream *stream, SdSubscription *sub, TimestampTz now,
+								Size room, SdTaken *taken, TimestampTz *retry_at);
+/* Would stream_take() give something?  Then the same, taking nothing. */
+extern bool stream_readable(SdStream *stream, SdSubscription *sub, TimestampTz now,
+							TimestampTz *retry_at);
+/* Surely nothing to read, as far as is known under the lock? */
+extern bool stream_drained(SdStream *stream, SdSubscription *sub);
+
+/*
+ * If the subscription's next response is a plain entry of the ring without a
+ * loss to tell, returns it (a borrowed pointer, valid under the lock), else
+ * NULL; stream_advance() then takes it.
+ */
+extern const SdEntry *stream_shared_entry(SdStream *stream, SdSubscription *sub);
+extern void stream_advance(SdStream *stream, SdSubscription *sub);
+
+/* For the views. */
+extern uint64 stream_pending(SdStream *stream, SdSubscription *sub);
+extern uint64 stream_dropped(SdStream *stream, SdSubscription *sub);
+
+/* Wakes whoever waits for the thing, if anybody does. */
+extern void sd_wake(const void *thing);
+
+/* ilist.h has no splice: moves all of "from" behind the last of "to". */
+extern void dlist_append_all(dlist_head *to, dlist_head *from);
+
+#endif							/* SD_STREAM_H */

@@ -1,0 +1,121 @@
+/*-------------------------------------------------------------------------
+ *
+ * subdispatch.h
+ *	  What every room of the house needs: limits, settings, small helpers.
+ *
+ * The way of an event, which is the order to read the files in:
+ *
+ *	  publish.c       a transaction collects events, and links them at commit
+ *	  bus_memory.c    the queue in shared memory: tickets, order, room
+ *	  bus_notify.c    the other way in: NOTIFY, and the dispatcher's LISTEN
+ *	  dispatcher.c    a dispatcher's life: latch loop, batches, housekeeping
+ *	  dispatch.c      one batch: which streams an event concerns, what they get
+ *	  event.c         an event as jsonb: row images, envelope
+ *	  match.c         filters
+ *	  security.c      as whom user code runs
+ *	  resolver.c      one call of a resolver, its time limit, its errors
+ *	  response.c      the bytes of a message
+ *	  stream.c        response streams: entries, cursors, overflow, losses
+ *	  reader.c        reading and waiting
+ *	  subscription.c  the registry: who subscribed to what, for whom
+ *
+ * Around it: shmem.c (memory, hash tables), database.c (per-database state),
+ * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...), stats.c
+ * and views.c (what can be seen), guc.c (settings), sqlfuncs.c (SQL's doors).
+ *
+ * LOCK ORDER.  A lock may be taken while those above it are held, never the
+ * other way round:
+ *
+ *	  1. SdShared->registry_lock	  who exists: every hash table but the ids',
+ *									  lists of members
+ *	  2. SdShared->id_locks[]		  the hash table of subscription ids
+ *	  3. SdStream->lock				  a stream's entries, its readers' cursors
+ *	  4. SdConsumer->mutex (spin)	  a consumer's ready list
+ *	  5. SdDatabase->order_lock		  tickets, linked transactions, queues
+ *	  6. DSA's own locks, latches, condition variables
+ *
+ * SdShared->database_lock (slots of databases) is taken before all of them.
+ * No user code, no catalog access and no I/O happens while any is held.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SUBDISPATCH_H
+#define SUBDISPATCH_H
+
+#include "postgres.h"
+#include "compat.h"
+
+#include "datatype/timestamp.h"
+
+#define SD_VERSION				"0.1.0"
+#define SD_EXTENSION			"subdispatch"
+#define SD_SCHEMA				"subdispatch"
+#define SD_STAR					"*"
+
+#define SD_MAX_DATABASES		64	/* databases that publish or subscribe */
+#define SD_MAX_DISPATCHERS		16	/* per database */
+#define SD_MAX_NAME				1024	/* bytes of a channel, id, consumer, ... */
+
+typedef enum SdBusKind
+{
+	SD_BUS_MEMORY,
+	SD_BUS_NOTIFY
+} SdBusKind;
+
+typedef enum SdOnQueueFull
+{
+	SD_FULL_ERROR,
+	SD_FULL_GAP
+} SdOnQueueFull;
+
+typedef enum SdOverflow
+{
+	SD_DROP_OLDEST,
+	SD_DROP_NEWEST,
+	SD_OVERFLOW_ERROR
+} SdOverflow;
+
+/* Settings (guc.c); subdispatch.x is the variable subdispatch_x. */
+extern int	subdispatch_event_bus;
+extern int	subdispatch_dispatchers;
+extern int	subdispatch_max_subscriptions;
+extern int	subdispatch_shared_memory_size; /* kB */
+extern int	subdispatch_event_queue_size;	/* kB */
+extern int	subdispatch_max_event_size; /* bytes */
+extern int	subdispatch_publish_timeout;	/* ms */
+extern int	subdispatch_on_queue_full;
+extern char *subdispatch_listen_channels;
+extern int	subdispatch_max_listen_channels;
+extern int	subdispatch_resolver_timeout;	/* ms */
+extern int	subdispatch_resolver_max_timeouts;
+extern int	subdispatch_max_pending;
+extern int	subdispatch_max_pending_bytes;	/* bytes */
+extern int	subdispatch_overflow;
+extern double subdispatch_rate_limit;	/* responses per second and stream */
+extern int	subdispatch_burst;
+extern double subdispatch_user_rate_limit;
+extern int	subdispatch_user_burst;
+extern int	subdispatch_max_subscriptions_per_user;
+extern int	subdispatch_max_subscriptions_per_connection;
+extern int	subdispatch_max_subscriptions_per_role;
+extern int	subdispatch_max_subscription_size;	/* bytes */
+extern int	subdispatch_subscription_idle_timeout;	/* s */
+extern int	subdispatch_subscription_max_lifetime;	/* s */
+extern char *subdispatch_context_settings;
+extern bool subdispatch_omit_null_errors;
+extern bool subdispatch_mask_errors;
+
+/* Only in builds with assertions: holds up this session's commits (ms). */
+extern int	subdispatch_debug_hold_commit;
+
+extern void guc_init(void);
+
+/*
+ * Raises an error that says what to add to postgresql.conf unless the library
+ * was preloaded.  Every SQL function calls it first.
+ */
+extern void sd_require_preload(void);
+
+#define SD_SECOND		INT64CONST(1000000)
+
+#endif							/* SUBDISPATCH_H */

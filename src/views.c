@@ -1,0 +1,502 @@
+/*-------------------------------------------------------------------------
+ *
+ * views.c
+ *	  The functions behind the views subscriptions, consumers and channels.
+ *
+ * Each shows the current database's rows, those that the current role owns;
+ * members of pg_monitor see all of them.
+ *
+ * Locks: see walk.c; streams' locks in shared mode inside of these.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/proc.h"
+#include "utils/hsearch.h"
+
+#include "subscription.h"
+#include "views.h"
+#include "walk.h"
+
+PG_FUNCTION_INFO_V1(subdispatch_list_subscriptions);
+PG_FUNCTION_INFO_V1(subdispatch_list_consumers);
+PG_FUNCTION_INFO_V1(subdispatch_list_channels);
+
+/* Begins a walk whose rows go to the function's result. */
+static void
+begin_walk(SdWalk *walk, const SdHash *table, Size row_size)
+{
+	memset(walk, 0, sizeof(SdWalk));
+	walk->table = table;
+	walk->row_size = row_size;
+	walk->all = views_is_monitor();
+	walk->user = GetUserId();
+}
+
+/* ---- subscriptions ---- */
+
+typedef struct SubscriptionRow
+{
+	Oid			owner;
+	Oid			role;
+	Oid			resolver;
+	SdCopied	id;
+	SdCopied	channel;
+	SdCopied	variables;
+	SdCopied	filter;
+	SdCopied	context;
+	SdCopied	settings;
+	SdCopied	operation_name;
+	SdCopied	operation_id;
+	SdCopied	connection_id;
+	SdCopied	consumer;
+	SdCopied	response_key;
+	SdEnd		end;
+	uint64		pending;
+	uint64		delivered;
+	uint64		dropped;
+	uint64		rate_limited;
+	uint64		errors;
+	TimestampTz created_at;
+	TimestampTz last_polled_at;
+	TimestampTz ended_at;
+	double		rate_limit;
+	int			burst;
+	uint32		max_pending;
+	SdOverflow	overflow;
+} SubscriptionRow;
+
+static const char *const overflow_names[] =
+{
+	[SD_DROP_OLDEST] = "drop_oldest",
+	[SD_DROP_NEWEST] = "drop_newest",
+	[SD_OVERFLOW_ERROR] = "error",
+};
+
+/* Polling the consumer counts as polling each of its subscriptions. */
+static TimestampTz
+last_polled(SdSubscription *sub)
+{
+	TimestampTz t = (TimestampTz) pg_atomic_read_u64(&sub->last_polled);
+
+	if (sub->consumer)
+		t = Max(t, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
+	return t;
+}
+
+/* What the stream's lock guards.  Takes it. */
+static void
+collect_progress(SubscriptionRow *row, SdSubscription *sub)
+{
+	SdStream   *stream = sub->stream;
+
+	LWLockAcquire(&stream->lock, LW_SHARED);
+	row->end = sub->end;
+	row->ended_at = sub->ended_at;
+	row->pending = stream_pending(stream, sub);
+	row->dropped = stream_dropped(stream, sub);
+	row->delivered = sub->delivered;
+	row->rate_limited = sub->rate_limited;
+	row->errors = sub->errors;
+	LWLockRelease(&stream->lock);
+}
+
+/* What subscribe() was given; the locks of the walk are enough. */
+static void
+collect_definition(SdWalk *walk, SubscriptionRow *row, SdSubscription *sub)
+{
+	SdStream   *stream = sub->stream;
+	SdIdentity *identity = stream->identity;
+
+	row->owner = sub->owner;
+	row->role = identity->role;
+	row->resolver = stream->resolver;
+	row->id = walk_copy_string(walk, sub->strings);
+	row->channel = walk_copy(walk, stream->channel->name, stream->channel->namelen + 1);
+	row->variables = walk_copy_jsonb(walk, stream->variables ? stream->variables : sub->variables);
+	row->filter = walk_copy_jsonb(walk, stream->filter_json);
+	row->context = walk_copy_jsonb(walk, identity->context);
+	row->settings = walk_copy_jsonb(walk, identity->settings);
+	row->operation_id = walk_copy_string(walk, sub->strings + sub->operation_id);
+	if (sub->operation_name != 0)
+		row->operation_name = walk_copy_string(walk, sub->strings + sub->operation_name);
+	if (sub->connection)
+		row->connection_id = walk_copy(walk, sub->connection->name, sub->connection->namelen + 1);
+	if (sub->consumer)
+		row->consumer = walk_copy(walk, sub->consumer->name, sub->consumer->namelen + 1);
+	row->response_key = walk_copy_string(walk, stream->response_key);
+	row->created_at = sub->created_at;
+	row->last_polled_at = last_polled(sub);
+	row->rate_limit = stream->rate_limit;
+	row->burst = stream->burst;
+	row->max_pending = sub->max_pending;
+	row->overflow = sub->overflow;
+}
+
+static void
+collect_subscription(SdWalk *walk, SdHashNode *node)
+{
+	SdSubscription *sub = (SdSubscription *) node;
+	SubscriptionRow *row;
+
+	if (!walk_visible(walk, sub->dboid, sub->owner, MyDatabaseId))
+		return;
+	row = walk_row(walk);
+	if (row == NULL)
+		return;
+	collect_definition(walk, row, sub);
+	collect_progress(row, sub);
+}
+
+static const char *
+state_name(SdEnd end)
+{
+	switch (end)
+	{
+		case SD_END_NONE:
+			return "active";
+		case SD_END_COMPLETE:
+			return "complete";
+		default:
+			return "error";
+	}
+}
+
+/* A jsonb column that is {} where nothing was given. */
+static void
+put_object(SdRow *row, Jsonb *jb)
+{
+	if (jb)
+		row_put_jsonb(row, jb);
+	else
+		row_put(row, DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")), false);
+}
+
+static void
+emit_subscription(SdWalk *walk, void *r)
+{
+	SubscriptionRow *s = r;
+	SdRow			row = {0};
+
+	row_put_string(&row, walk_copied(walk, s->id));
+	row_put_oid(&row, s->owner);
+	row_put_oid(&row, s->role);
+	row_put_string(&row, walk_copied(walk, s->channel));
+	row_put_oid(&row, s->resolver);
+	put_object(&row, walk_copied(walk, s->variables));
+	put_object(&row, walk_copied(walk, s->filter));
+	put_object(&row, walk_copied(walk, s->context));
+	row_put_string(&row, walk_copied(walk, s->operation_name));
+	row_put_string(&row, walk_copied(walk, s->operation_id));
+	row_put_string(&row, walk_copied(walk, s->connection_id));
+	row_put_string(&row, walk_copied(walk, s->consumer));
+	row_put_string(&row, state_name(s->end));
+	row_put_int8(&row, s->pending);
+	row_put_int8(&row, s->delivered);
+	row_put_int8(&row, s->dropped);
+	row_put_int8(&row, s->rate_limited);
+	row_put_int8(&row, s->errors);
+	row_put_time(&row, s->created_at);
+	row_put_time(&row, s->last_polled_at);
+	put_object(&row, walk_copied(walk, s->settings));
+	row_put_string(&row, walk_copied(walk, s->response_key));
+	row_put(&row, Float8GetDatum(s->rate_limit), s->rate_limit == 0);
+	row_put(&row, Int32GetDatum(s->burst), s->rate_limit == 0);
+	row_put(&row, Int32GetDatum((int32) s->max_pending), false);
+	row_put_string(&row, overflow_names[s->overflow]);
+	row_put_time(&row, s->ended_at);
+	row_put_string(&row, s->end > SD_END_COMPLETE ? stream_end_message(s->end) : NULL);
+	row_store(walk->arg, &row);
+}
+
+Datum
+subdispatch_list_subscriptions(PG_FUNCTION_ARGS)
+{
+	SdWalk		walk;
+
+	sd_require_preload();
+	InitMaterializedSRF(fcinfo, 0);
+	begin_walk(&walk, &sd_shared->subscriptions, sizeof(SubscriptionRow));
+	walk.collect = collect_subscription;
+	walk.emit = emit_subscription;
+	walk.arg = fcinfo->resultinfo;
+	walk_run(&walk);
+	return (Datum) 0;
+}
+
+/* ---- consumers ---- */
+
+typedef struct ConsumerRow
+{
+	SdConsumer *consumer;		/* the key; only ever compared */
+	char	   *name;			/* palloc'd */
+	SdCopied	copied_name;
+	Oid			owner;
+	uint32		nsubscriptions;
+	uint64		pending;
+	TimestampTz pending_since;
+	TimestampTz last_polled_at;
+	int			waiting_pid;
+} ConsumerRow;
+
+typedef struct Consumers
+{
+	HTAB	   *table;			/* of ConsumerRows */
+	MemoryContext context;		/* of their names */
+} Consumers;
+
+static void
+collect_consumer(SdWalk *walk, SdHashNode *node)
+{
+	SdConsumer *consumer = (SdConsumer *) node;
+	ConsumerRow *row;
+
+	if (!walk_visible(walk, consumer->dboid, consumer->owner, MyDatabaseId))
+		return;
+	row = walk_row(walk);
+	if (row == NULL)
+		return;
+	row->consumer = consumer;
+	row->copied_name = walk_copy(walk, consumer->name, consumer->namelen + 1);
+	row->owner = consumer->owner;
+	row->nsubscriptions = consumer->nsubscriptions;
+	row->pending_since = (TimestampTz) pg_atomic_read_u64(&consumer->pending_since);
+	row->last_polled_at = (TimestampTz) pg_atomic_read_u64(&consumer->last_polled);
+}
+
+static void
+emit_consumer(SdWalk *walk, void *r)
+{
+	ConsumerRow *row = r;
+	Consumers  *consumers = walk->arg;
+	ConsumerRow *entry = hash_search(consumers->table, &row->consumer, HASH_ENTER, NULL);
+
+	*entry = *row;
+	entry->name = MemoryContextStrdup(consumers->context, walk_copied(walk, row->copied_name));
+}
+
+/* Adds a subscription's pending to its consumer's; finding allocates nothing. */
+static void
+collect_pending(SdWalk *walk, SdHashNode *node)
+{
+	SdSubscription *sub = (SdSubscription *) node;
+	Consumers  *consumers = walk->arg;
+	ConsumerRow *entry;
+
+	if (sub->consumer == NULL || !walk_visible(walk, sub->dboid, sub->owner, MyDatabaseId))
+		return;
+	entry = hash_search(consumers->table, &sub->consumer, HASH_FIND, NULL);
+	if (entry == NULL)
+		return;
+	LWLockAcquire(&sub->stream->lock, LW_SHARED);
+	entry->pending += stream_pending(sub->stream, sub);
+	LWLockRelease(&sub->stream->lock);
+}
+
+/* Who waits for which consumer: read without a lock, as of any moment. */
+static void
+find_waiting(Consumers *consumers)
+{
+	int			n = Min(sd_shared->nslots, (int) ProcGlobal->allProcCount);
+
+	for (int i = 0; i < n; i++)
+	{
+		void	   *waiting_on = sd_shared->slots[i].waiting_on;
+		ConsumerRow *entry;
+
+		if (waiting_on == NULL)
+			continue;
+		entry = hash_search(consumers->table, &waiting_on, HASH_FIND, NULL);
+		if (entry && entry->waiting_pid == 0)
+			entry->waiting_pid = ProcGlobal->allProcs[i].pid;
+	}
+}
+
+static void
+store_consumer(ReturnSetInfo *rsinfo, ConsumerRow *c)
+{
+	SdRow			row = {0};
+
+	row_put_string(&row, c->name);
+	row_put_oid(&row, c->owner);
+	row_put_int8(&row, c->nsubscriptions);
+	row_put_int8(&row, c->pending);
+	row_put_time(&row, c->pending > 0 ? c->pending_since : 0);
+	row_put_time(&row, c->last_polled_at);
+	row_put(&row, Int32GetDatum(c->waiting_pid), c->waiting_pid == 0);
+	row_store(rsinfo, &row);
+}
+
+Datum
+subdispatch_list_consumers(PG_FUNCTION_ARGS)
+{
+	HASHCTL		ctl = {.keysize = sizeof(SdConsumer *), .entrysize = sizeof(ConsumerRow)};
+	Consumers	consumers;
+	SdWalk		walk;
+	HASH_SEQ_STATUS seq;
+	ConsumerRow *row;
+
+	sd_require_preload();
+	InitMaterializedSRF(fcinfo, 0);
+	ctl.hcxt = CurrentMemoryContext;
+	consumers.context = CurrentMemoryContext;
+	consumers.table = hash_create("subdispatch consumers", 64, &ctl,
+								  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+
+	begin_walk(&walk, &sd_shared->consumers, sizeof(ConsumerRow));
+	walk.collect = collect_consumer;
+	walk.emit = emit_consumer;
+	walk.arg = &consumers;
+	walk_run(&walk);
+
+	if (hash_get_num_entries(consumers.table) > 0)
+	{
+		begin_walk(&walk, &sd_shared->subscriptions, sizeof(int));
+		walk.collect = collect_pending;
+		walk.arg = &consumers;
+		walk_run(&walk);
+		find_waiting(&consumers);
+	}
+
+	hash_seq_init(&seq, consumers.table);
+	while ((row = hash_seq_search(&seq)) != NULL)
+		store_consumer((ReturnSetInfo *) fcinfo->resultinfo, row);
+	return (Datum) 0;
+}
+
+/* ---- channels ---- */
+
+/* What a role has on a channel. */
+typedef struct OwnChannel
+{
+	SdChannel  *channel;		/* the key; only ever compared */
+	uint64		subscriptions;
+	uint64		streams;
+} OwnChannel;
+
+typedef struct ChannelRow
+{
+	SdChannel  *channel;
+	SdCopied	name;
+	uint64		subscriptions;
+	uint64		streams;
+	uint64		events;
+	bool		listening;
+	int			dispatcher;
+} ChannelRow;
+
+typedef struct Channels
+{
+	HTAB	   *own;			/* of OwnChannels; NULL: all channels are shown */
+	ReturnSetInfo *rsinfo;
+} Channels;
+
+static void
+collect_own_stream(SdWalk *walk, SdHashNode *node)
+{
+	SdStream   *stream = (SdStream *) node;
+	OwnChannel *row;
+
+	if (!walk_visible(walk, stream->dboid, stream->identity->owner, MyDatabaseId))
+		return;
+	row = walk_row(walk);
+	if (row == NULL)
+		return;
+	row->channel = stream->channel;
+	row->subscriptions = stream->nsubscriptions;
+}
+
+static void
+emit_own_stream(SdWalk *walk, void *r)
+{
+	OwnChannel *row = r;
+	Channels   *channels = walk->arg;
+	bool		found;
+	OwnChannel *entry = hash_search(channels->own, &row->channel, HASH_ENTER, &found);
+
+	if (!found)
+		entry->subscriptions = entry->streams = 0;
+	entry->subscriptions += row->subscriptions;
+	entry->streams++;
+}
+
+static void
+collect_channel(SdWalk *walk, SdHashNode *node)
+{
+	SdChannel  *channel = (SdChannel *) node;
+	ChannelRow *row;
+
+	if (channel->dboid != MyDatabaseId)
+		return;
+	row = walk_row(walk);
+	if (row == NULL)
+		return;
+	row->channel = channel;
+	row->name = walk_copy(walk, channel->name, channel->namelen + 1);
+	row->subscriptions = channel->nsubscriptions;
+	row->streams = channel->nstreams;
+	row->events = pg_atomic_read_u64(&channel->events);
+	row->listening = pg_atomic_read_u32(&channel->listening) != 0;
+	row->dispatcher = channel->dispatcher;
+}
+
+/*
+ * Others than pg_monitor get their own numbers; not that of events, which
+ * would tell them of events that they may not see.
+ */
+static void
+emit_channel(SdWalk *walk, void *r)
+{
+	ChannelRow *c = r;
+	Channels   *channels = walk->arg;
+	SdRow			row = {0};
+
+	if (channels->own)
+	{
+		OwnChannel *own = hash_search(channels->own, &c->channel, HASH_FIND, NULL);
+
+		if (own == NULL)
+			return;
+		c->subscriptions = own->subscriptions;
+		c->streams = own->streams;
+	}
+	row_put_string(&row, walk_copied(walk, c->name));
+	row_put_int8(&row, c->subscriptions);
+	row_put_int8(&row, c->streams);
+	row_put(&row, Int64GetDatum((int64) c->events), channels->own != NULL);
+	row_put(&row, BoolGetDatum(c->listening), false);
+	row_put(&row, Int32GetDatum(c->dispatcher), false);
+	row_store(channels->rsinfo, &row);
+}
+
+Datum
+subdispatch_list_channels(PG_FUNCTION_ARGS)
+{
+	HASHCTL		ctl = {.keysize = sizeof(SdChannel *), .entrysize = sizeof(OwnChannel)};
+	Channels	channels = {NULL, (ReturnSetInfo *) fcinfo->resultinfo};
+	SdWalk		walk;
+
+	sd_require_preload();
+	InitMaterializedSRF(fcinfo, 0);
+	begin_walk(&walk, &sd_shared->streams, sizeof(OwnChannel));
+	if (!walk.all)
+	{
+		ctl.hcxt = CurrentMemoryContext;
+		channels.own = hash_create("subdispatch channels", 64, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		walk.collect = collect_own_stream;
+		walk.emit = emit_own_stream;
+		walk.arg = &channels;
+		walk_run(&walk);
+	}
+	begin_walk(&walk, &sd_shared->channels, sizeof(ChannelRow));
+	walk.collect = collect_channel;
+	walk.emit = emit_channel;
+	walk.arg = &channels;
+	walk_run(&walk);
+	return (Datum) 0;
+}

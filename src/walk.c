@@ -1,0 +1,169 @@
+/*-------------------------------------------------------------------------
+ *
+ * walk.c
+ *	  Going through a hash table in shared memory, a lot at a time.
+ *
+ * A lot is what fits into buffers that were allocated before; under the lock
+ * it is only copied, and turned into rows of a view after the lock's release.
+ * Chains are copied whole or not at all, so the walk can go on with the next
+ * bucket whatever has happened in between: what is there during all of the
+ * walk is seen exactly once.
+ *
+ * Locks: registry_lock in shared mode, for the subscriptions also the id lock
+ * of the partition; released after each lot.  collect() may take locks below
+ * these (a stream's).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+
+#include "walk.h"
+
+/* Bounds of one lot; the buffers grow if a single chain needs more. */
+#define LOT_ROWS		32
+#define LOT_BYTES		(64 * 1024)
+#define LOT_BUCKETS		1024
+
+void *
+walk_row(SdWalk *walk)
+{
+	void	   *row;
+
+	if (walk->nrows == walk->max_rows)
+		walk->full = true;
+	if (walk->full)
+		return NULL;
+	row = walk->rows + walk->row_size * walk->nrows++;
+	memset(row, 0, walk->row_size);
+	return row;
+}
+
+/* Copies len bytes, MAXALIGNed; marks the walk full when there is no room. */
+SdCopied
+walk_copy(SdWalk *walk, const void *src, Size len)
+{
+	Size		at = walk->nbytes;
+
+	if (src == NULL || walk->full)
+		return 0;
+	if (MAXALIGN(len) > walk->max_bytes - at)
+	{
+		walk->full = true;
+		return 0;
+	}
+	memcpy(walk->bytes + at, src, len);
+	walk->nbytes = at + MAXALIGN(len);
+	return (SdCopied) at;
+}
+
+SdCopied
+walk_copy_string(SdWalk *walk, const char *s)
+{
+	return s == NULL ? 0 : walk_copy(walk, s, strlen(s) + 1);
+}
+
+/* A varlena with a four-byte header, as all in shared memory have. */
+SdCopied
+walk_copy_jsonb(SdWalk *walk, const void *jsonb)
+{
+	return jsonb == NULL ? 0 : walk_copy(walk, jsonb, VARSIZE(jsonb));
+}
+
+static void
+start_lot(SdWalk *walk)
+{
+	walk->nrows = 0;
+	walk->nbytes = MAXIMUM_ALIGNOF; /* so that no copy is at 0 */
+	walk->full = false;
+}
+
+/* A single chain was too much: more room for the next try. */
+static void
+enlarge(SdWalk *walk)
+{
+	walk->max_rows *= 2;
+	walk->max_bytes *= 2;
+	walk->rows = repalloc_huge(walk->rows, walk->row_size * walk->max_rows);
+	walk->bytes = repalloc_huge(walk->bytes, walk->max_bytes);
+}
+
+/*
+ * Copies chains from bucket on, each step-th, until the lot is full.  Returns
+ * the bucket to go on with.  Caller holds the locks.
+ */
+static uint64
+collect_lot(SdWalk *walk, uint64 bucket, uint32 step)
+{
+	for (int i = 0; i < LOT_BUCKETS && bucket <= walk->table->mask; i++)
+	{
+		int			nrows = walk->nrows;
+		Size		nbytes = walk->nbytes;
+
+		for (SdHashNode *n = walk->table->buckets[bucket]; n && !walk->full; n = n->next)
+			walk->collect(walk, n);
+		if (walk->full)
+		{
+			walk->nrows = nrows;
+			walk->nbytes = nbytes;
+			break;
+		}
+		bucket += step;
+	}
+	return bucket;
+}
+
+/* One partition: the buckets first, first + step, ... */
+static void
+run_partition(SdWalk *walk, uint32 first, uint32 step, LWLock *lock, MemoryContext cxt)
+{
+	uint64		bucket = first;
+
+	while (bucket <= walk->table->mask)
+	{
+		start_lot(walk);
+		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+		if (lock)
+			LWLockAcquire(lock, LW_SHARED);
+		bucket = collect_lot(walk, bucket, step);
+		if (lock)
+			LWLockRelease(lock);
+		LWLockRelease(&sd_shared->registry_lock);
+
+		if (walk->full && walk->nrows == 0)
+			enlarge(walk);
+		for (int i = 0; i < walk->nrows; i++)
+		{
+			MemoryContext old = MemoryContextSwitchTo(cxt);
+
+			walk->emit(walk, walk->rows + walk->row_size * i);
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(cxt);
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+void
+walk_run(SdWalk *walk)
+{
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "subdispatch view row",
+											  ALLOCSET_DEFAULT_SIZES);
+
+	walk->max_rows = LOT_ROWS;
+	walk->max_bytes = LOT_BYTES;
+	walk->rows = palloc(walk->row_size * walk->max_rows);
+	walk->bytes = palloc(walk->max_bytes);
+	if (walk->table == &sd_shared->subscriptions)
+	{
+		for (int p = 0; p < SD_ID_PARTITIONS; p++)
+			run_partition(walk, p, SD_ID_PARTITIONS, &sd_shared->id_locks[p], cxt);
+	}
+	else
+		run_partition(walk, 0, 1, NULL, cxt);
+	pfree(walk->rows);
+	pfree(walk->bytes);
+	MemoryContextDelete(cxt);
+}

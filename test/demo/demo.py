@@ -1,0 +1,381 @@
+"""The main job on a workload from elsewhere: pgbench's own TPC-B tables and script.
+
+Triggers publish every change of pgbench_accounts and pgbench_history; subscriptions with different filters, with and without
+a PL/Python resolver, get their responses; one consumer drains them all while pgbench runs. In the end every committed row
+must have reached every subscription that it matches, exactly once, and each account's changes in the order of their commits.
+
+The comparison is exact and needs no memory that grows: what the consumer reads goes to a file, which PostgreSQL compares with
+pgbench_history as multisets of whole rows.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import psycopg2
+
+CONSUMER = "gateway"
+BATCH = 5000
+
+SETUP = """
+CREATE EXTENSION jsonb_plpython3u CASCADE;
+CREATE EXTENSION subdispatch;
+CREATE SCHEMA demo;
+
+CREATE TRIGGER publish AFTER INSERT OR UPDATE ON pgbench_accounts
+  FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('accounts');
+CREATE TRIGGER publish AFTER INSERT OR UPDATE ON pgbench_history
+  FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('history');
+
+CREATE FUNCTION demo.statement_line(event jsonb, variables jsonb) RETURNS jsonb
+  LANGUAGE plpython3u TRANSFORM FOR TYPE jsonb AS $$
+    row = event["data"]["row"]
+    row["text"] = "%s of %s %s" % ("deposit" if row["delta"] >= 0 else "withdrawal", abs(row["delta"]), variables["currency"])
+    return row
+$$;
+
+-- as on paper: what each subscription received, to be compared with what was committed
+CREATE UNLOGGED TABLE demo.received (subscription int, tid int, bid int, aid int, delta int, mtime timestamp);
+"""
+
+# matches: what the filter says, in SQL, over pgbench_history. An account's change has the aid of the history row that the
+# same transaction writes, so a condition on aid alone counts account changes, too.
+Subscription = collections.namedtuple("Subscription", "name channel filter matches resolver variables connection")
+
+
+def plain(name, channel, filter_, matches):
+    return Subscription(name, channel, filter_, matches, None, {}, "dashboard")
+
+
+def phone(n, currency):
+    return Subscription("phone-%02d" % n, "history", {"row.bid": 1}, "bid = 1", "demo.statement_line",
+                        {"currency": currency}, "phone-%02d" % n)
+
+
+SUBSCRIPTIONS = [
+    plain("history", "history", {}, "true"),
+    plain("teller 3", "history", {"row.tid": 3}, "tid = 3"),
+    plain("deposits", "history", {"row.delta": {"gt": 0}}, "delta > 0"),
+    plain("large", "history", {"or": [{"row.delta": {"gte": 4500}}, {"row.delta": {"lt": -4500}}]},
+          "delta >= 4500 OR delta < -4500"),
+    plain("not branch 1", "history", {"not": {"row.bid": 1}, "row.tid": {"in": [1, 2, 11, 12]}},
+          "bid <> 1 AND tid IN (1, 2, 11, 12)"),
+    plain("accounts", "accounts", {}, "true"),
+    plain("accounts to 9999", "accounts", {"row.aid": {"lte": 9999}}, "aid <= 9999"),
+    plain("everything", "*", {}, "true"),
+] + [phone(n, "USD") for n in range(1, 9)] + [phone(n, "EUR") for n in range(9, 11)]
+
+
+class Ledger:
+    """What one subscription received."""
+
+    def __init__(self, number, subscription):
+        self.number = number
+        self.subscription = subscription
+        self.responses = 0
+        self.history_rows = 0
+        self.account_changes = 0
+        self.last_event_id = 0
+        self.balances = {}
+        self.first = None
+
+
+class Demo:
+    def __init__(self, options):
+        self.options = options
+        self.problems = []
+        self.problem_count = 0
+        self.ledgers = {s.name: Ledger(i, s) for i, s in enumerate(SUBSCRIPTIONS)}
+        self.received_path = os.path.join(os.environ["TMPDIR"], "received")
+        self.received = open(self.received_path, "w", encoding="ascii")
+        self.delays = []            # a sample of them
+        self.batches = 0
+        self.gateway = connect()
+        self.observer = connect()
+
+    def problem(self, text):
+        self.problem_count += 1
+        if len(self.problems) < 20:
+            self.problems.append(text)
+
+    # ---------------------------------------------------------------- set-up
+
+    def set_up(self):
+        run("pgbench", "-i", "-q", "-s", str(self.options.scale))
+        with self.observer.cursor() as cursor:
+            cursor.execute(SETUP)
+        with self.gateway.cursor() as cursor:
+            cursor.execute("SELECT subdispatch.open_consumer(%s)", (CONSUMER,))
+            for s in SUBSCRIPTIONS:
+                cursor.execute(
+                    "SELECT subdispatch.subscribe(%s, %s, variables => %s, filter => %s, response_key => %s, id => %s,"
+                    " connection_id => %s, consumer => %s)",
+                    (s.channel, s.resolver, json.dumps(s.variables), json.dumps(s.filter),
+                     "statementLine" if s.resolver else None, s.name, s.connection, CONSUMER))
+
+    # -------------------------------------------------------------- the work
+
+    def work(self):
+        """Runs pgbench, and drains until everything that it committed is dispatched and read."""
+        seconds = self.options.duration
+        log_path = os.path.join(os.environ["TMPDIR"], "pgbench.log")
+        with open(log_path, "w", encoding="utf-8") as log:
+            pgbench = subprocess.Popen(
+                ["pgbench", "-n", "-M", "prepared", "-T", str(seconds), "-c", str(self.options.clients), "-j", "2"],
+                stdout=log, stderr=subprocess.STDOUT)
+        try:
+            start = time.monotonic()
+            next_line = start + 2
+            dispatched = None
+            while True:
+                with self.gateway.cursor() as cursor:
+                    cursor.execute("CALL subdispatch.await_responses(%s, '500ms')", (CONSUMER,))
+                done = dispatched is not None and not dispatched.is_alive()
+                self.drain()
+                now = time.monotonic()
+                if now >= next_line:
+                    self.progress(now - start)
+                    next_line = now + 2
+                if done:
+                    break
+                if pgbench.poll() is None:
+                    if now > start + seconds + 120:
+                        raise RuntimeError("pgbench did not end")
+                elif dispatched is None:
+                    dispatched = threading.Thread(target=self.wait_dispatched)
+                    dispatched.start()
+            self.progress(time.monotonic() - start)
+        finally:
+            if pgbench.poll() is None:
+                pgbench.kill()
+            pgbench.wait()
+        self.received.close()
+        with open(log_path, encoding="utf-8") as log:
+            self.pgbench_output = log.read()
+        if pgbench.returncode != 0:
+            raise RuntimeError("pgbench failed:\n" + self.pgbench_output)
+
+    def wait_dispatched(self):
+        with connect() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT subdispatch.wait_dispatched('60s')")
+            if not cursor.fetchone()[0]:
+                self.problem("not all that was committed was dispatched within 60 s after pgbench's end")
+
+    def drain(self):
+        """Reads until there is nothing more."""
+        while True:
+            with self.gateway.cursor() as cursor:
+                cursor.execute("SELECT * FROM subdispatch.poll(%s, %s)", (CONSUMER, BATCH))
+                rows = cursor.fetchall()
+            if not rows:
+                return
+            now = time.time() * 1e6
+            self.batches += 1
+            for name, connection_id, operation_id, event_id, dropped, response in rows:
+                self.take(self.ledgers[name], connection_id, operation_id, event_id, dropped, response)
+            # An event's id is the microsecond in which it was dispatched. A sample will do, of bounded size.
+            if event_id is not None:
+                if len(self.delays) < 10000:
+                    self.delays.append(now - event_id)
+                else:
+                    self.delays[random.randrange(10000)] = now - event_id
+
+    def take(self, ledger, connection_id, operation_id, event_id, dropped, response):
+        name = ledger.subscription.name
+        ledger.responses += 1
+        if ledger.first is None:
+            ledger.first = response
+        message = json.loads(response)
+        payload = message.get("payload")
+        if (message["type"] != "next" or message["id"] != operation_id or operation_id != name
+                or connection_id != ledger.subscription.connection or dropped != 0 or set(payload) != {"data", "errors"}
+                or payload["errors"] is not None):
+            self.problem("%s: not the response that was expected: %s" % (name, response))
+            return
+        if event_id <= ledger.last_event_id:
+            self.problem("%s: event %d after event %d" % (name, event_id, ledger.last_event_id))
+        ledger.last_event_id = event_id
+
+        data = payload["data"]
+        if ledger.subscription.resolver:
+            row, table = data["statementLine"], "pgbench_history"
+            if row["text"] != "%s of %d %s" % ("deposit" if row["delta"] >= 0 else "withdrawal", abs(row["delta"]),
+                                               ledger.subscription.variables["currency"]):
+                self.problem("%s: wrong result: %s" % (name, response))
+        else:
+            row, table = data["row"], data["table"]
+        if table == "pgbench_history":
+            ledger.history_rows += 1
+            self.received.write("%d\t%d\t%d\t%d\t%d\t%s\n" % (
+                ledger.number, row["tid"], row["bid"], row["aid"], row["delta"], row["mtime"]))
+        else:
+            # Each change starts from the balance that the one before it left: a change that is lost, doubled or in the
+            # wrong order breaks the chain.
+            ledger.account_changes += 1
+            old, aid = data["old"], row["aid"]
+            if old["aid"] != aid or old["abalance"] != ledger.balances.get(aid, 0):
+                self.problem("%s: account %d: the change starts from %d, the one before it ended at %d"
+                             % (name, aid, old["abalance"], ledger.balances.get(aid, 0)))
+            ledger.balances[aid] = row["abalance"]
+
+    def progress(self, seconds):
+        with self.observer.cursor() as cursor:
+            cursor.execute("SELECT s.events_dispatched, s.resolver_calls, c.pending"
+                           " FROM subdispatch.stats s, subdispatch.consumers c WHERE c.consumer = %s", (CONSUMER,))
+            events, calls, pending = cursor.fetchone()
+        print("%6.0f s %10s events %10s resolver calls %10s responses read %8s pending" % (
+            seconds, number(events), number(calls), number(sum(l.responses for l in self.ledgers.values())),
+            number(pending)))
+
+    # ------------------------------------------------------------- the check
+
+    def check(self):
+        self.expected = {}
+        with self.observer.cursor() as cursor:
+            cursor.execute("COPY demo.received FROM '%s'" % self.received_path)
+            cursor.execute("CREATE INDEX ON demo.received (subscription); ANALYZE demo.received")
+            cursor.execute("SELECT count(*) FROM pgbench_history")
+            self.transactions = cursor.fetchone()[0]
+            if self.transactions == 0:
+                self.problem("pgbench committed nothing")
+            for ledger in self.ledgers.values():
+                expected = 0
+                if ledger.subscription.channel in ("history", "*"):
+                    expected += self.check_history(cursor, ledger)
+                if ledger.subscription.channel in ("accounts", "*"):
+                    expected += self.check_accounts(cursor, ledger)
+                if expected != ledger.responses:
+                    self.problem("%s: %d responses expected, %d read" % (ledger.subscription.name, expected, ledger.responses))
+                self.expected[ledger.subscription.name] = expected
+            cursor.execute("SELECT * FROM subdispatch.stats")
+            self.stats = dict(zip([c.name for c in cursor.description], cursor.fetchone()))
+            cursor.execute("SELECT sum(pending), sum(dropped), sum(errors), count(*) FILTER (WHERE state <> 'active')"
+                           " FROM subdispatch.subscriptions")
+            if any(cursor.fetchone()):
+                self.problem("a subscription has something pending, dropped or failed, or has ended")
+        for counter in ("responses_dropped", "resolver_errors", "resolver_timeouts"):
+            if self.stats[counter] != 0:
+                self.problem("%s is %d" % (counter, self.stats[counter]))
+        if self.stats["resolver_calls"] >= self.resolved():
+            self.problem("%d resolver calls for %d resolved responses" % (self.stats["resolver_calls"], self.resolved()))
+
+    def resolved(self):
+        return sum(l.responses for l in self.ledgers.values() if l.subscription.resolver)
+
+    def check_history(self, cursor, ledger):
+        committed = "SELECT tid, bid, aid, delta, mtime FROM pgbench_history WHERE " + ledger.subscription.matches
+        received = "SELECT tid, bid, aid, delta, mtime FROM demo.received WHERE subscription = %d" % ledger.number
+        cursor.execute("SELECT count(*) FROM (%s) AS c" % committed)
+        expected = cursor.fetchone()[0]
+        for what, query in (("committed, and not received: ", "%s EXCEPT ALL %s" % (committed, received)),
+                            ("received, and not committed (or not so often): ", "%s EXCEPT ALL %s" % (received, committed))):
+            cursor.execute("SELECT count(*), min(d::text) FROM (%s) AS d" % query)
+            n, example = cursor.fetchone()
+            if n:
+                self.problem("%s: %d history rows %sfor example %s" % (ledger.subscription.name, n, what, example))
+        return expected
+
+    def check_accounts(self, cursor, ledger):
+        # "matches" holds aid alone or nothing, so it is a condition on both tables.
+        cursor.execute("SELECT count(*) FROM pgbench_history WHERE " + ledger.subscription.matches)
+        expected = cursor.fetchone()[0]
+        if expected != ledger.account_changes:
+            self.problem("%s: %d account changes expected, %d received"
+                         % (ledger.subscription.name, expected, ledger.account_changes))
+        balances = dict(ledger.balances)
+        cursor.execute("SELECT aid, abalance FROM pgbench_accounts WHERE abalance <> 0 AND (%s)" % ledger.subscription.matches)
+        for aid, abalance in cursor:
+            if balances.pop(aid, 0) != abalance:
+                self.problem("%s: account %d does not end at its balance" % (ledger.subscription.name, aid))
+        if any(balances.values()):
+            self.problem("%s: an account has no balance, but the last change left one" % ledger.subscription.name)
+        return expected
+
+    # ------------------------------------------------------------ the report
+
+    def report(self):
+        stats = self.stats
+        read = sum(l.responses for l in self.ledgers.values())
+        print()
+        print("transactions      %12s   (%s)" % (number(self.transactions), self.tps()))
+        print("events            %12s   dispatched" % number(stats["events_dispatched"]))
+        print("responses         %12s   stored once each, however many subscriptions share them" % number(stats["responses_queued"]))
+        print("                  %12s   read, in %s polls" % (number(read), number(self.batches)))
+        print("resolver calls    %12s   for %s resolved responses" % (number(stats["resolver_calls"]), number(self.resolved())))
+        times = ["%s %s" % (name.replace("dispatch_time", "").replace("_us", "").strip("_") or "total", number(value))
+                 for name, value in stats.items() if name.startswith("dispatch_time") and value is not None]
+        print("dispatch time     %12s   us: %s" % ("", ", ".join(times)))
+        if self.delays:
+            delays = sorted(self.delays)
+            print("until the read    %12s   us after the dispatch: p50 %s, p99 %s" % (
+                "", number(delays[len(delays) // 2]), number(delays[len(delays) * 99 // 100])))
+        print()
+        print("%-18s %-9s %-70s %10s %10s" % ("subscription", "channel", "filter", "committed", "received"))
+        for ledger in self.ledgers.values():
+            s = ledger.subscription
+            print("%-18s %-9s %-70s %10s %10s" % (s.name, s.channel, json.dumps(s.filter), number(self.expected[s.name]),
+                                                 number(ledger.responses)))
+        print()
+        print("first responses:")
+        for name in ("history", "accounts", "phone-01", "phone-09"):
+            print("  " + (self.ledgers[name].first or "none"))
+        print()
+        if self.problem_count:
+            print("FAILED, %s problems:" % number(self.problem_count))
+            for problem in self.problems:
+                print("  " + problem)
+            return 1
+        print("OK: every committed row reached every subscription that it matches, exactly once;")
+        print("    each account's changes came in the order of their commits.")
+        return 0
+
+    def tps(self):
+        for line in self.pgbench_output.splitlines():
+            if line.startswith("tps = "):
+                return "%s a second" % number(float(line.split()[2]))
+        return "pgbench told no speed"
+
+
+def number(value):
+    return "{:,.0f}".format(value)
+
+
+def connect():
+    connection = psycopg2.connect("")
+    connection.autocommit = True
+    return connection
+
+
+def run(*command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        raise RuntimeError("%s failed:\n%s" % (command[0], done.stdout.decode()))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--duration", type=int, required=True)
+    parser.add_argument("--clients", type=int, required=True)
+    parser.add_argument("--scale", type=int, required=True)
+    options = parser.parse_args()
+    demo = Demo(options)
+    demo.set_up()
+    print("== pgbench with %d clients for %d s, %d subscriptions, one consumer" % (
+        options.clients, options.duration, len(SUBSCRIPTIONS)))
+    demo.work()
+    print("== comparing what was received with what was committed")
+    demo.check()
+    return demo.report()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (RuntimeError, psycopg2.Error) as error:
+        sys.exit("demo: %s" % error)
