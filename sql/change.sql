@@ -54,7 +54,8 @@ COMMIT;
 SELECT d->'op' AS op, d #> '{row,name}' AS name, d #> '{old,name}' AS old_name FROM tst.results('item') d;
 
 -- Values stored out of line, also those that an UPDATE did not touch.
-CREATE TABLE tst.big (id int PRIMARY KEY, n int, v text STORAGE EXTERNAL);
+CREATE TABLE tst.big (id int PRIMARY KEY, n int, v text);
+ALTER TABLE tst.big ALTER COLUMN v SET STORAGE EXTERNAL;
 CREATE TRIGGER big AFTER INSERT OR UPDATE OR DELETE ON tst.big FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('items', 'big.changed');
 BEGIN;
 INSERT INTO tst.big VALUES (1, 1, repeat('v', 100000));

@@ -61,8 +61,8 @@ check_payload(Size len)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("event is too large for the notify bus"),
-				 errdetail("It takes %zu bytes; with subdispatch.event_bus = notify it may take %d.",
-						   len, MAX_PAYLOAD),
+				 errdetail("It takes %zu bytes; with subdispatch.event_bus = notify it has to be less than %d.",
+						   len, MAX_PAYLOAD + 1),
 				 errhint("Publish less, or set subdispatch.event_bus to memory.")));
 }
 

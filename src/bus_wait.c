@@ -122,10 +122,7 @@ commits_are_linked(Wait *wait)
 		if (!TransactionIdIsValid(xid))
 			return true;
 		if (!TransactionIdIsInProgress(xid))
-		{
-			wait->ticket = Max(wait->ticket, from + 1);
 			return false;
-		}
 	}
 }
 

@@ -64,6 +64,7 @@ init_dispatcher(SdDispatcher *disp)
 	pg_atomic_init_u32(&disp->gap_requests, 0);
 	pg_atomic_init_u32(&disp->nlistening, 0);
 	disp->current_id = 0;
+	disp->current_resolver = InvalidOid;
 	disp->attempts = 0;
 	disp->started_at = 0;
 	stats_init(&disp->stats);

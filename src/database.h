@@ -112,9 +112,6 @@ extern void database_init_all(void);
 extern SdDatabase *database_get(bool make, bool noerror);
 extern SdDatabase *database_find(Oid dboid);
 
-/* At server start: called once by shmem.c. */
-extern void database_init_all(void);
-
 /* Gives the slot back, after DROP DATABASE: nothing of it may be in use. */
 extern void database_release(Oid dboid);
 

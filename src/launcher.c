@@ -17,7 +17,7 @@
  * that they are alive, and they wake the launcher when they end.
  *
  * Locks: database_lock (shared) to read slots, exclusive to put them right;
- * order_lock through bus_clear().
+ * order_lock through bus_clear(), registry_lock through subscription_sweep().
  *
  *-------------------------------------------------------------------------
  */
@@ -39,12 +39,14 @@
 #include "bus.h"
 #include "dispatcher.h"
 #include "shmem.h"
+#include "subscription.h"
 
 #define RESTART_SECONDS		5	/* of the launcher itself */
 #define HEALTHY_AGE			(5 * SD_SECOND) /* an end after that is the first */
 #define FIRST_DELAY			(SD_SECOND / 4)
 #define MAX_DELAY			(5 * SD_SECOND)
 #define COMPLAINT_INTERVAL	(60 * SD_SECOND)
+#define SWEEP_INTERVAL		(30 * SD_SECOND)
 #define BROKEN_AFTER		2	/* ends before it was ready, in a row */
 
 /* What the launcher knows of a dispatcher's place. */
@@ -61,6 +63,7 @@ typedef struct Place
 typedef struct Watch
 {
 	uint32		generation;
+	TimestampTz next_sweep;
 	Place		places[SD_MAX_DISPATCHERS];
 } Watch;
 
@@ -290,6 +293,29 @@ clear_leftovers(SdDatabase *db, Watch *watch)
 	bus_clear(db);
 }
 
+/*
+ * Dispatcher 0 keeps house.  When it has retired, or cannot be started, there
+ * may still be ended subscriptions whose last message was not read, and
+ * consumers without subscriptions: their time comes all the same.  Returns
+ * when to come back.
+ */
+static TimestampTz
+sweep(SdDatabase *db, Watch *watch)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (is_alive(&watch->places[0], &db->dispatchers[0]))
+		return DT_NOEND;
+	if (watch->next_sweep == 0)
+		watch->next_sweep = now + SWEEP_INTERVAL;
+	if (now >= watch->next_sweep)
+	{
+		watch->next_sweep = now + SWEEP_INTERVAL;
+		subscription_sweep(db);
+	}
+	return watch->next_sweep;
+}
+
 static void
 forget_places(Watch *watch)
 {
@@ -315,6 +341,7 @@ tend_database(SdDatabase *db, Watch *watch)
 	if (generation != watch->generation)
 	{
 		forget_places(watch);
+		watch->next_sweep = 0;
 		watch->generation = generation;
 	}
 	if (!OidIsValid(dboid))
@@ -324,7 +351,7 @@ tend_database(SdDatabase *db, Watch *watch)
 	for (int i = 0; i < subdispatch_dispatchers; i++)
 		next = Min(next, tend_place(db, dboid, i, &watch->places[i]));
 	clear_leftovers(db, watch);
-	return next;
+	return Min(next, sweep(db, watch));
 }
 
 /* ---- the process ---- */

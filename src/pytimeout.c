@@ -21,6 +21,14 @@
  *	   language finds nothing of it.  A SIGINT that Python has not yet seen by
  *	   then does nothing: the handler looks at "wanted" first.
  *
+ * WHERE NOT TO RAISE.  PL/Python and its transforms do not expect an exception
+ * wherever they call Python: not in repr() of a float, not in the items() of a
+ * result, not in the first import of decimal; some go on with the NULL that
+ * they get, and crash.  In a server where nobody interrupts Python they are
+ * right.  So nothing is raised unless it will arrive where exceptions are
+ * expected: may_raise() looks at the stack.  Elsewhere the code goes on until
+ * it is back in a function's own code, or has ended.
+ *
  * A blocking system call of Python's (a read from a socket without a timeout)
  * is taken up again by the kernel after a handler with SA_RESTART, as all of
  * PostgreSQL's are.  Where the first interrupt did not end the code, SIGALRM
@@ -28,7 +36,9 @@
  * gets through.
  *
  * What can't be ended: a call into C that does not return to Python and does
- * not look at its signals, such as sum(itertools.repeat(1)).
+ * not look at its signals, such as sum(itertools.repeat(1)); a method of a
+ * class that PL/Python calls while it converts a result, an argument or an
+ * error; where there is no backtrace() (glibc has it), all Python code.
  *
  * Python's headers and library are not needed for building, and a server
  * without PL/Python does not load them: everything is looked up in the running
@@ -43,6 +53,9 @@
 
 #include <dlfcn.h>
 #include <signal.h>
+#ifdef HAVE_EXECINFO_H
+#include <execinfo.h>
+#endif
 
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -51,6 +64,7 @@
 #include "catalog/pg_language.h"
 #include "catalog/pg_proc.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -62,6 +76,9 @@
 #include "pytimeout.h"
 
 #define PLPYTHON_HANDLER	"plpython3_call_handler"
+
+/* Functions on the stack that are looked at, for one that called Python. */
+#define MAX_STACK		4096
 
 /* Python's stable ABI, as far as it is used here. */
 #define PY_METH_VARARGS		0x0001
@@ -114,11 +131,72 @@ static volatile sig_atomic_t unrestarted = false;	/* SIGALRM lost SA_RESTART */
 
 /* ---- called by Python ---- */
 
+/*
+ * Is this object file the server or one of its modules (PL/Python, its
+ * transforms, any other), rather than Python's library or an extension of it?
+ */
+static bool
+is_server_file(const Dl_info *info)
+{
+	static const void *python = NULL;	/* the last that was none */
+	Dl_info		server;
+	void	   *handle;
+	bool		result;
+
+	if (info->dli_fbase == python)
+		return false;
+	if (dladdr(&DataDir, &server) != 0 && server.dli_fbase == info->dli_fbase)
+		return true;
+	handle = dlopen(info->dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+	if (handle == NULL)
+		return true;			/* don't know */
+	result = dlsym(handle, PG_MAGIC_FUNCTION_NAME_STRING) != NULL;
+	dlclose(handle);
+	if (!result)
+		python = info->dli_fbase;
+	return result;
+}
+
+/*
+ * Would an exception that is raised now arrive where one is expected?  It goes
+ * up the stack to the first function that isn't Python's.  That must have
+ * called Python to run a function's code, that is PyEval_EvalCode() or what it
+ * became by a tail call, and nothing else.  When in doubt: no.
+ */
+static bool
+may_raise(void)
+{
+#ifdef HAVE_EXECINFO_H
+	static void *stack[MAX_STACK];
+	Dl_info		own;
+	Dl_info		info;
+	const char *callee = NULL;
+	int			depth = backtrace(stack, MAX_STACK);
+	int			i;
+
+	if (dladdr(&state, &own) == 0)
+		return false;
+	for (i = 0; i < depth; i++)
+	{
+		/* one less: a call may be the last instruction of its function */
+		if (dladdr((char *) stack[i] - 1, &info) == 0)
+			return false;
+		if (callee == NULL && info.dli_fbase == own.dli_fbase)
+			continue;			/* this function and its callers */
+		if (is_server_file(&info))
+			return callee != NULL &&
+				(strncmp(callee, "PyEval_", 7) == 0 || strncmp(callee, "_PyEval_", 8) == 0);
+		callee = info.dli_sname ? info.dli_sname : "";
+	}
+#endif
+	return false;
+}
+
 static int
 raise_again(PyAny *self, PyAny *frame, int what, PyAny *arg)
 {
 	/* where an exception passes through already, it goes on */
-	if (!wanted || what == PY_TRACE_EXCEPTION || what == PY_TRACE_RETURN)
+	if (!wanted || what == PY_TRACE_EXCEPTION || what == PY_TRACE_RETURN || !may_raise())
 		return 0;
 	py.set_string(*py.keyboard_interrupt, "interrupted by subdispatch");
 	return -1;
@@ -127,14 +205,17 @@ raise_again(PyAny *self, PyAny *frame, int what, PyAny *arg)
 static PyAny *
 on_interrupt(PyAny *self, PyAny *args)
 {
-	if (!wanted)
+	if (wanted)
 	{
-		py.incref(py.none);
-		return py.none;
+		py.set_trace(raise_again, NULL);
+		if (may_raise())
+		{
+			py.set_string(*py.keyboard_interrupt, "interrupted by subdispatch");
+			return NULL;
+		}
 	}
-	py.set_trace(raise_again, NULL);
-	py.set_string(*py.keyboard_interrupt, "interrupted by subdispatch");
-	return NULL;
+	py.incref(py.none);
+	return py.none;
 }
 
 static PyMethodDesc interrupt_desc = {

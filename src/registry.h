@@ -15,6 +15,25 @@
 
 #include "subscription.h"
 
+extern void registry_lock_exclusive(void);
+extern void registry_unlock(void);
+
+/* ---- subscription.c and ending.c, for each other ---- */
+
+extern LWLock *subscription_id_lock(uint32 hash);
+/* By id; stays as long as registry_lock is held. */
+extern SdSubscription *subscription_find(Oid dboid, Oid owner, const char *id);
+/* Removes it for good. */
+extern void subscription_destroy(SdSubscription *sub);
+/*
+ * Takes the lock itself.  serial 0: whichever has that id.  Tells whether a
+ * live one went; ended ones count as gone, and go.
+ */
+extern bool subscription_remove_one(Oid dboid, Oid owner, const char *id, uint64 serial,
+									bool only_ended);
+
+/* ---- registry.c ---- */
+
 /* Counts one more live subscription for the stream and its channel. */
 extern SdStream *registry_get_stream(const SdSubscribe *what, SdDatabase *db);
 /* One less; the stream leaves the registry with its last. */

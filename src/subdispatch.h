@@ -15,9 +15,12 @@
  *	  security.c      as whom user code runs
  *	  resolver.c      one call of a resolver, its time limit, its errors
  *	  response.c      the bytes of a message
- *	  stream.c        response streams: entries, cursors, overflow, losses
+ *	  stream.c        response streams: entries, who is woken
+ *	  cursor.c        a reader's place in a stream, overflow, losses
  *	  reader.c        reading and waiting
- *	  subscription.c  the registry: who subscribed to what, for whom
+ *	  subscription.c  who subscribed to what, for whom
+ *	  ending.c        how subscriptions end
+ *	  registry.c      channels, streams, identities, consumers they are made of
  *
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),
  * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...), stats.c

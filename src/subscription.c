@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * subscription.c
- *	  The registry: who subscribed to what, and the ends of subscriptions.
+ *	  The registry: finding subscriptions and making them.
  *
  * Channels, streams, identities, consumers, connections and quotas are found
  * in hash tables under registry_lock; subscriptions by (database, owner, id)
@@ -13,10 +13,7 @@
  * stands in its hash table; its memory stays until the last reference is gone
  * (ended subscriptions and a dispatcher's pins hold streams).
  *
- * A subscription ends in two steps.  stream_end_locked() makes the stream do
- * without it and decides its last message; structural_end() takes it out of
- * everything that counts.  It is then kept by its id, and in its consumer's
- * list of ended ones, until the last message is read or nobody comes for it.
+ * How subscriptions end is in ending.c.
  *
  * No function here raises an error while it holds a lock; allocations under
  * locks are sd_alloc()'s, which returns NULL.
@@ -60,8 +57,8 @@ id_match(const SdHashNode *node, const void *k)
 		strcmp(sub->strings, key->id) == 0;
 }
 
-static LWLock *
-id_lock(uint32 hash)
+LWLock *
+subscription_id_lock(uint32 hash)
 {
 	return &sd_shared->id_locks[hash % SD_ID_PARTITIONS];
 }
@@ -73,7 +70,7 @@ subscription_lookup(Oid owner, const char *id, LWLock **lock)
 	uint32		hash = id_hash(&key);
 	SdSubscription *sub;
 
-	*lock = id_lock(hash);
+	*lock = subscription_id_lock(hash);
 	LWLockAcquire(*lock, LW_SHARED);
 	sub = (SdSubscription *) sd_hash_find(&sd_shared->subscriptions, hash, id_match, &key);
 	if (sub == NULL)
@@ -88,216 +85,14 @@ subscription_lookup(Oid owner, const char *id, LWLock **lock)
  * The same for callers that hold registry_lock exclusive, so that the
  * subscription stays when the id lock is gone.
  */
-static SdSubscription *
-find_exclusive(Oid dboid, Oid owner, const char *id)
+SdSubscription *
+subscription_find(Oid dboid, Oid owner, const char *id)
 {
 	IdKey		key = {dboid, owner, id};
 
 	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
 	return (SdSubscription *) sd_hash_find(&sd_shared->subscriptions, id_hash(&key),
 										   id_match, &key);
-}
-
-/* ---- the end of a subscription ---- */
-
-static void
-remove_link(SdLink *link)
-{
-	SdConsumer *consumer = link->consumer;
-
-	dlist_delete(&link->stream_node);
-	if (consumer)
-	{
-		dlist_delete(&link->consumer_node);
-		SpinLockAcquire(&consumer->mutex);
-		if (link->ready)
-			dlist_delete(&link->ready_node);
-		SpinLockRelease(&consumer->mutex);
-	}
-	sd_free(link);
-}
-
-/*
- * Takes it out of everything that counts live subscriptions.  Caller holds
- * registry_lock exclusive.
- */
-static void
-structural_end(SdSubscription *sub)
-{
-	SdStream   *stream = sub->stream;
-	SdLink	   *link = sub->link;
-	SdDatabase *db = stream->db;
-
-	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
-	Assert(!sub->structurally_ended);
-
-	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-	if (sub->end != SD_END_NONE)
-		dlist_delete(&sub->strict_node);	/* from stream->ending */
-	else
-		stream_leave(stream, sub);
-	dlist_delete(&sub->node);
-	sub->link = NULL;
-	sub->structurally_ended = true;
-	if (--link->nsubscriptions == 0)
-		remove_link(link);
-	LWLockRelease(&stream->lock);
-
-	pg_atomic_fetch_sub_u32(&sd_shared->nsubscriptions, 1);
-	pg_atomic_fetch_sub_u32(&db->nsubscriptions, 1);
-	pg_atomic_write_u64(&db->last_needed, GetCurrentTimestamp());
-	registry_drop_quota(sub->user_quota);
-	registry_drop_quota(sub->role_quota);
-	sub->user_quota = sub->role_quota = NULL;
-	if (sub->connection)
-		sub->connection->nlive--;
-	if (sub->consumer)
-		sub->consumer->nsubscriptions--;
-	registry_leave_stream(stream);
-}
-
-/* Its last message is to be read: tells its consumer, and whoever waits. */
-static void
-announce_end(SdSubscription *sub)
-{
-	SdConsumer *consumer = sub->consumer;
-
-	stats_add(&sub->stream->db->stats, SD_STAT_SUBSCRIPTIONS_ENDED, 1);
-	if (sub->end == SD_END_IDLE || sub->end == SD_END_LIFETIME)
-		stats_add(&sub->stream->db->stats, SD_STAT_SUBSCRIPTIONS_EXPIRED, 1);
-	if (consumer)
-	{
-		dlist_push_tail(&consumer->ended, &sub->node);
-		pg_atomic_fetch_add_u32(&consumer->nended, 1);
-		pg_atomic_fetch_add_u64(&consumer->version, 1);
-		sd_wake(consumer);
-	}
-	sd_wake(sub->stream);
-}
-
-/* Ends it with a last message.  Caller holds registry_lock exclusive. */
-static void
-end_with_message(SdSubscription *sub, SdEnd end)
-{
-	SdStream   *stream = sub->stream;
-
-	if (sub->structurally_ended)
-		return;
-	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-	stream_end_locked(stream, sub, end);
-	LWLockRelease(&stream->lock);
-	structural_end(sub);
-	announce_end(sub);
-}
-
-/* Removes it for good.  Caller holds registry_lock exclusive. */
-static void
-destroy(SdSubscription *sub)
-{
-	SdStream   *stream = sub->stream;
-	LWLock	   *lock = id_lock(sub->hnode.hash);
-
-	if (!sub->structurally_ended)
-		structural_end(sub);
-	else if (sub->consumer)
-	{
-		dlist_delete(&sub->node);
-		pg_atomic_fetch_sub_u32(&sub->consumer->nended, 1);
-	}
-	if (sub->connection)
-	{
-		dlist_delete(&sub->connection_node);
-		registry_drop_connection(sub->connection);
-	}
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	sd_hash_remove(&sd_shared->subscriptions, &sub->hnode);
-	LWLockRelease(lock);
-
-	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-	stream_leave(stream, sub);
-	pg_atomic_fetch_add_u64(&stream->version, 1);
-	LWLockRelease(&stream->lock);
-	sd_wake(stream);
-	if (sub->consumer)
-	{
-		pg_atomic_fetch_add_u64(&sub->consumer->version, 1);
-		sd_wake(sub->consumer);
-	}
-	stream_unpin(stream);
-	sd_free(sub->variables);
-	sd_free(sub);
-}
-
-static void
-lock_registry(void)
-{
-	shmem_attach();
-	LWLockAcquire(&sd_shared->registry_lock, LW_EXCLUSIVE);
-}
-
-static void
-unlock_registry(void)
-{
-	LWLockRelease(&sd_shared->registry_lock);
-}
-
-void
-subscription_finish_ends(SdStream *stream)
-{
-	lock_registry();
-	for (;;)
-	{
-		SdSubscription *sub = NULL;
-
-		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-		if (!dlist_is_empty(&stream->ending))
-			sub = dlist_head_element(SdSubscription, strict_node, &stream->ending);
-		LWLockRelease(&stream->lock);
-		if (sub == NULL)
-			break;
-		structural_end(sub);
-		announce_end(sub);
-	}
-	unlock_registry();
-}
-
-/* One live subscription of the stream, or NULL.  Registry held exclusive. */
-static SdSubscription *
-any_of_stream(SdStream *stream)
-{
-	dlist_iter	iter;
-	SdSubscription *sub = NULL;
-
-	LWLockAcquire(&stream->lock, LW_SHARED);
-	dlist_foreach(iter, &stream->links)
-	{
-		SdLink	   *link = dlist_container(SdLink, stream_node, iter.cur);
-
-		if (!dlist_is_empty(&link->behind))
-			sub = dlist_head_element(SdSubscription, node, &link->behind);
-		else if (!dlist_is_empty(&link->current))
-			sub = dlist_head_element(SdSubscription, node, &link->current);
-		if (sub)
-			break;
-	}
-	LWLockRelease(&stream->lock);
-	return sub;
-}
-
-#define ENDS_PER_LOCK	32		/* keeps the lock's hold time short */
-
-void
-subscription_end_stream(SdStream *stream, SdEnd end)
-{
-	SdSubscription *sub;
-
-	do
-	{
-		lock_registry();
-		for (int i = 0; i < ENDS_PER_LOCK && (sub = any_of_stream(stream)) != NULL; i++)
-			end_with_message(sub, end);
-		unlock_registry();
-	} while (sub != NULL);
 }
 
 /* ---- making one ---- */
@@ -491,7 +286,7 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 	Parts		parts = {0};
 	IdKey		key = {MyDatabaseId, what->owner, what->id};
 	uint32		hash = id_hash(&key);
-	SdSubscription *old = find_exclusive(key.dboid, key.owner, key.id);
+	SdSubscription *old = subscription_find(key.dboid, key.owner, key.id);
 	CreateResult result;
 
 	if (old && !old->structurally_ended)
@@ -509,7 +304,7 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 	}
 
 	if (old)
-		destroy(old);
+		subscription_destroy(old);
 	stream_pin(parts.stream);
 	sub->consumer = parts.consumer;
 	sub->connection = parts.connection;
@@ -525,9 +320,9 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 	pg_atomic_fetch_add_u32(&sd_shared->nsubscriptions, 1);
 	pg_atomic_fetch_add_u32(&db->nsubscriptions, 1);
 
-	LWLockAcquire(id_lock(hash), LW_EXCLUSIVE);
+	LWLockAcquire(subscription_id_lock(hash), LW_EXCLUSIVE);
 	sd_hash_insert(&sd_shared->subscriptions, &sub->hnode, hash);
-	LWLockRelease(id_lock(hash));
+	LWLockRelease(subscription_id_lock(hash));
 	return CREATED;
 }
 
@@ -609,9 +404,9 @@ subscription_create(const SdSubscribe *what)
 		}
 	}
 
-	lock_registry();
+	registry_lock_exclusive();
 	result = create_locked(what, db, sub);
-	unlock_registry();
+	registry_unlock();
 	if (result != CREATED)
 	{
 		sd_free(sub->variables);
@@ -621,334 +416,6 @@ subscription_create(const SdSubscribe *what)
 	remember(what->id, what->owner, serial);
 	stats_add(&db->stats, SD_STAT_SUBSCRIPTIONS_CREATED, 1);
 	return serial;
-}
-
-/* ---- ending by request ---- */
-
-/* serial 0: whichever has that id.  Ended ones count as gone, and go. */
-static bool
-remove_one(Oid dboid, Oid owner, const char *id, uint64 serial, bool only_ended)
-{
-	SdSubscription *sub;
-	bool		live = false;
-
-	lock_registry();
-	sub = find_exclusive(dboid, owner, id);
-	if (sub && (serial == 0 || sub->serial == serial) &&
-		(!only_ended || sub->structurally_ended))
-	{
-		live = !sub->structurally_ended;
-		destroy(sub);
-	}
-	unlock_registry();
-	return live;
-}
-
-bool
-subscription_remove(Oid owner, const char *id)
-{
-	return remove_one(MyDatabaseId, owner, id, 0, false);
-}
-
-void
-subscription_forget(Oid owner, const char *id, uint64 serial)
-{
-	(void) remove_one(MyDatabaseId, owner, id, serial, true);
-}
-
-bool
-subscription_complete(Oid owner, const char *id)
-{
-	SdSubscription *sub;
-	bool		live = false;
-
-	lock_registry();
-	sub = find_exclusive(MyDatabaseId, owner, id);
-	if (sub && !sub->structurally_ended)
-	{
-		live = true;
-		end_with_message(sub, SD_END_COMPLETE);
-	}
-	unlock_registry();
-	return live;
-}
-
-/* Up to ENDS_PER_LOCK of a connection's; returns how many live ones went. */
-static int
-disconnect_some(Oid owner, const char *name, const char *consumer, bool *more)
-{
-	SdConnection *connection;
-	dlist_mutable_iter iter;
-	int			live = 0;
-	int			seen = 0;
-
-	*more = false;
-	lock_registry();
-	connection = registry_find_connection(owner, name);
-	if (connection)
-	{
-		/* Its own reference keeps the connection while its members go. */
-		connection->nlive++;
-		dlist_foreach_modify(iter, &connection->subscriptions)
-		{
-			SdSubscription *sub = dlist_container(SdSubscription, connection_node, iter.cur);
-
-			if (consumer && (sub->consumer == NULL || strcmp(sub->consumer->name, consumer) != 0))
-				continue;
-			if (seen++ == ENDS_PER_LOCK)
-			{
-				*more = true;
-				break;
-			}
-			if (!sub->structurally_ended)
-				live++;
-			destroy(sub);
-		}
-		connection->nlive--;
-		registry_drop_connection(connection);
-	}
-	unlock_registry();
-	return live;
-}
-
-int64
-subscription_disconnect(Oid owner, const char *connection_id, const char *consumer)
-{
-	int64		n = 0;
-	bool		more;
-
-	do
-		n += disconnect_some(owner, connection_id, consumer, &more);
-	while (more);
-	return n;
-}
-
-/* ---- consumers ---- */
-
-static SdSubscription *
-any_of_consumer(SdConsumer *consumer)
-{
-	if (!dlist_is_empty(&consumer->ended))
-		return dlist_head_element(SdSubscription, node, &consumer->ended);
-	if (!dlist_is_empty(&consumer->links))
-	{
-		SdLink	   *link = dlist_head_element(SdLink, consumer_node, &consumer->links);
-		SdSubscription *sub;
-
-		LWLockAcquire(&link->stream->lock, LW_SHARED);
-		sub = dlist_is_empty(&link->behind) ?
-			dlist_head_element(SdSubscription, node, &link->current) :
-			dlist_head_element(SdSubscription, node, &link->behind);
-		LWLockRelease(&link->stream->lock);
-		return sub;
-	}
-	return NULL;
-}
-
-/*
- * Removes some of what a consumer has, and the consumer itself if it is then
- * empty and drop is asked for.
- */
-static int
-empty_some(Oid owner, const char *name, bool drop, bool *more)
-{
-	SdConsumer *consumer;
-	int			live = 0;
-
-	*more = false;
-	lock_registry();
-	consumer = registry_find_consumer(MyDatabaseId, owner, name);
-	if (consumer)
-	{
-		for (int i = 0; i < ENDS_PER_LOCK; i++)
-		{
-			SdSubscription *sub = any_of_consumer(consumer);
-
-			if (sub == NULL)
-				break;
-			if (!sub->structurally_ended)
-				live++;
-			destroy(sub);
-		}
-		*more = any_of_consumer(consumer) != NULL;
-		if (!*more && drop)
-			registry_drop_consumer(consumer);
-	}
-	unlock_registry();
-	return live;
-}
-
-int64
-consumer_close(Oid owner, const char *name)
-{
-	int64		n = 0;
-	bool		more;
-
-	do
-		n += empty_some(owner, name, true, &more);
-	while (more);
-	return n;
-}
-
-int64
-consumer_open(Oid owner, const char *name)
-{
-	int64		n = 0;
-	bool		more;
-	bool		is_new;
-	SdConsumer *consumer;
-
-	do
-		n += empty_some(owner, name, false, &more);
-	while (more);
-
-	lock_registry();
-	consumer = registry_get_consumer(owner, name, &is_new);
-	if (consumer)
-		pg_atomic_write_u64(&consumer->last_polled, GetCurrentTimestamp());
-	unlock_registry();
-	if (consumer == NULL)
-		sd_out_of_shared_memory();
-	return n;
-}
-
-/* ---- sweeping: idle and old subscriptions ---- */
-
-#define SWEEP_MAX		64
-
-typedef struct Swept
-{
-	Oid			owner;
-	uint64		serial;
-	SdEnd		end;			/* SD_END_NONE: forget it, it has ended before */
-	char		id[SD_MAX_NAME + 1];
-} Swept;
-
-/* What the sweep should do with one; caller holds its id lock. */
-static bool
-is_over(SdSubscription *sub, TimestampTz now, SdEnd *end)
-{
-	TimestampTz idle = (TimestampTz) subdispatch_subscription_idle_timeout * SD_SECOND;
-	TimestampTz life = (TimestampTz) subdispatch_subscription_max_lifetime * SD_SECOND;
-	TimestampTz polled = pg_atomic_read_u64(&sub->last_polled);
-
-	if (sub->consumer)
-		polled = Max(polled, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
-	*end = SD_END_NONE;
-	if (sub->structurally_ended)
-		return now > sub->ended_at + (idle > 0 ? idle : 600 * SD_SECOND);
-	if (life > 0 && now > sub->created_at + life)
-		*end = SD_END_LIFETIME;
-	else if (idle > 0 && now > polled + idle)
-		*end = SD_END_IDLE;
-	return *end != SD_END_NONE;
-}
-
-/*
- * Finds what is over in one partition.  registry_lock keeps consumers, the id
- * lock the subscriptions.
- */
-static int
-sweep_partition(Oid dboid, int partition, TimestampTz now, Swept *swept)
-{
-	SdHash	   *table = &sd_shared->subscriptions;
-	int			n = 0;
-
-	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-	LWLockAcquire(&sd_shared->id_locks[partition], LW_SHARED);
-	for (uint32 b = partition; b <= table->mask && n < SWEEP_MAX; b += SD_ID_PARTITIONS)
-		for (SdHashNode *node = table->buckets[b]; node && n < SWEEP_MAX; node = node->next)
-		{
-			SdSubscription *sub = (SdSubscription *) node;
-
-			if (sub->dboid != dboid || !is_over(sub, now, &swept[n].end))
-				continue;
-			swept[n].owner = sub->owner;
-			swept[n].serial = sub->serial;
-			strcpy(swept[n].id, sub->strings);
-			n++;
-		}
-	LWLockRelease(&sd_shared->id_locks[partition]);
-	LWLockRelease(&sd_shared->registry_lock);
-	return n;
-}
-
-static void
-end_swept(Oid dboid, Swept *swept)
-{
-	SdSubscription *sub;
-	SdEnd		end;
-
-	lock_registry();
-	sub = find_exclusive(dboid, swept->owner, swept->id);
-	if (sub && sub->serial == swept->serial && is_over(sub, GetCurrentTimestamp(), &end))
-	{
-		if (sub->structurally_ended)
-			destroy(sub);
-		else
-			end_with_message(sub, end);
-	}
-	unlock_registry();
-}
-
-/*
- * With few subscriptions every call goes through all of them, with many
- * through a part.
- */
-void
-subscription_sweep(SdDatabase *db)
-{
-	static int	next = 0;
-	int			partitions = SD_ID_PARTITIONS;
-	TimestampTz now = GetCurrentTimestamp();
-	Swept	   *swept;
-
-	if (pg_atomic_read_u32(&sd_shared->nsubscriptions) > 100000)
-		partitions /= 16;
-	swept = palloc(sizeof(Swept) * SWEEP_MAX);
-	for (int i = 0; i < partitions; i++)
-	{
-		int			n = sweep_partition(db->dboid, next, now, swept);
-
-		for (int k = 0; k < n; k++)
-			end_swept(db->dboid, &swept[k]);
-		if (n < SWEEP_MAX)
-			next = (next + 1) % SD_ID_PARTITIONS;
-	}
-	pfree(swept);
-	registry_sweep_consumers(db->dboid, now);
-}
-
-/*
- * Called after a commit: raises nothing.  Subscriptions of the database go
- * without a word; whoever reads next finds that they are not there.
- */
-void
-subscription_purge_database(Oid dboid)
-{
-	SdHash	   *table = &sd_shared->subscriptions;
-	uint32		b = 0;
-
-	while (b <= table->mask)
-	{
-		SdHashNode *node;
-		int			n = 0;
-
-		lock_registry();
-		for (; b <= table->mask && n < ENDS_PER_LOCK; b++)
-		{
-			for (node = table->buckets[b]; node; node = node->next)
-				if (((SdSubscription *) node)->dboid == dboid)
-					break;
-			if (node == NULL)
-				continue;
-			destroy((SdSubscription *) node);
-			n++;
-			b--;				/* there may be more in this chain */
-		}
-		unlock_registry();
-	}
-	registry_purge_consumers(dboid);
 }
 
 /* ---- what this transaction made, for its rollback ---- */
@@ -986,7 +453,7 @@ remember(const char *id, Oid owner, uint64 serial)
 
 	if (copy == NULL)
 	{
-		(void) remove_one(MyDatabaseId, owner, id, serial, false);
+		(void) subscription_remove_one(MyDatabaseId, owner, id, serial, false);
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	}
 	strcpy(copy, id);
@@ -1013,7 +480,7 @@ at_xact_end(XactEvent event, void *arg)
 			while (nmade > 0)
 			{
 				nmade--;
-				(void) remove_one(MyDatabaseId, made[nmade].owner, made[nmade].id,
+				(void) subscription_remove_one(MyDatabaseId, made[nmade].owner, made[nmade].id,
 								  made[nmade].serial, false);
 			}
 			break;
@@ -1033,7 +500,7 @@ at_subxact_end(SubXactEvent event, SubTransactionId mine, SubTransactionId paren
 		while (nmade > 0 && made[nmade - 1].subid == mine)
 		{
 			nmade--;
-			(void) remove_one(MyDatabaseId, made[nmade].owner, made[nmade].id,
+			(void) subscription_remove_one(MyDatabaseId, made[nmade].owner, made[nmade].id,
 							  made[nmade].serial, false);
 		}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)

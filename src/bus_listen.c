@@ -1,0 +1,457 @@
+/*-------------------------------------------------------------------------
+ *
+ * bus_listen.c
+ *	  Which channels a dispatcher LISTENs on, and its markers.
+ *
+ * The channels are those of the registry that are this dispatcher's and that
+ * subdispatch.listen_channels covers.  What others want is a number that rises
+ * (listen_requests); what was done about it is listen_done.
+ *
+ * When a dispatcher ends nobody LISTENs until the next one does, and what it
+ * had received and not linked is gone.  Its successor therefore finds the
+ * channels that are still marked as LISTENed on and tells their subscriptions
+ * of a gap.
+ *
+ * wait_dispatched() needs to know that all earlier notifications are linked:
+ * the dispatcher sends itself a marker, which comes back after them.
+ *
+ * Locks: registry_lock in shared mode, for short looks.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/async.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "bus.h"
+#include "bus_listen.h"
+#include "subscription.h"
+#include "walk.h"
+
+/* Channels looked up while registry_lock is held once. */
+#define LOOKUPS_PER_LOCK	32
+
+/* A channel by name, the key of the tables below. */
+typedef struct Channel
+{
+	char		name[NAMEDATALEN];
+} Channel;
+
+/* All of this is the process's own. */
+static HTAB *listened = NULL;	/* of Channels: PostgreSQL delivers them */
+static bool ever_synced = false;
+static char *synced_setting = NULL; /* listen_channels as of the last sync */
+static int	synced_limit = 0;
+static bool refused_any = false;	/* for want of places, in the last sync */
+static char marker_channel[NAMEDATALEN];
+static bool marker_listened = false;
+static uint32 marker_sent = 0;
+
+/* ---- gaps ---- */
+
+static bool
+is_mine(const SdChannel *channel, int dispatcher)
+{
+	return channel->dboid == MyDatabaseId && channel->dispatcher == dispatcher && !channel->star;
+}
+
+/*
+ * Something may be missing on the channel; dispatch_gaps() tells it.  Counts
+ * and marks are atomics, so a shared lock is enough.
+ */
+static void
+note_gap(SdChannel *channel)
+{
+	pg_atomic_fetch_add_u32(&channel->gaps, 1);
+	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].gap_requests, 1);
+}
+
+/* The predecessor's LISTENs ended with it. */
+static void
+collect_orphan(SdWalk *walk, SdHashNode *node)
+{
+	SdChannel  *channel = (SdChannel *) node;
+
+	if (is_mine(channel, *(int *) walk->arg) &&
+		pg_atomic_exchange_u32(&channel->listening, 0) != 0)
+		note_gap(channel);
+}
+
+static void
+collect_loss(SdWalk *walk, SdHashNode *node)
+{
+	SdChannel  *channel = (SdChannel *) node;
+
+	if (is_mine(channel, *(int *) walk->arg) &&
+		pg_atomic_read_u32(&channel->listening) != 0)
+		note_gap(channel);
+}
+
+static void
+walk_channels(int dispatcher, void (*collect) (SdWalk *, SdHashNode *))
+{
+	SdWalk		walk = {0};
+
+	walk.table = &sd_shared->channels;
+	walk.row_size = sizeof(int);
+	walk.collect = collect;
+	walk.arg = &dispatcher;
+	walk_run(&walk);
+}
+
+/* Something was lost, nobody knows on which channels. */
+void
+listen_lose_all(int dispatcher)
+{
+	walk_channels(dispatcher, collect_loss);
+}
+
+/* A notification of this channel was lost. */
+void
+listen_lose_one(const char *name)
+{
+	Size		len = strlen(name);
+	SdChannel  *channel;
+
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	channel = channel_lookup(MyDatabaseId, name, len, channel_hash(name, len));
+	if (channel)
+		note_gap(channel);
+	LWLockRelease(&sd_shared->registry_lock);
+}
+
+/* ---- LISTEN and UNLISTEN ---- */
+
+static HTAB *
+make_channel_table(const char *name, MemoryContext context)
+{
+	HASHCTL		ctl = {.keysize = NAMEDATALEN, .entrysize = sizeof(Channel), .hcxt = context};
+
+	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+}
+
+typedef struct WantedWalk
+{
+	int			dispatcher;
+	HTAB	   *wanted;
+} WantedWalk;
+
+static void
+collect_wanted(SdWalk *walk, SdHashNode *node)
+{
+	SdChannel  *channel = (SdChannel *) node;
+	WantedWalk *w = walk->arg;
+	char	   *row;
+
+	if (!is_mine(channel, w->dispatcher) || channel->namelen >= NAMEDATALEN)
+		return;
+	row = walk_row(walk);
+	if (row)
+		memcpy(row, channel->name, channel->namelen + 1);
+}
+
+static void
+emit_wanted(SdWalk *walk, void *row)
+{
+	WantedWalk *w = walk->arg;
+
+	if (notify_covers(row))
+		(void) hash_search(w->wanted, row, HASH_ENTER, NULL);
+}
+
+static HTAB *
+find_wanted(int dispatcher)
+{
+	WantedWalk	w = {dispatcher, NULL};
+	SdWalk		walk = {0};
+
+	w.wanted = make_channel_table("subdispatch channels wanted", CurrentMemoryContext);
+	walk.table = &sd_shared->channels;
+	walk.row_size = NAMEDATALEN;
+	walk.collect = collect_wanted;
+	walk.emit = emit_wanted;
+	walk.arg = &w;
+	walk_run(&walk);
+	return w.wanted;
+}
+
+/* How many channels the database's dispatchers LISTEN on. */
+static uint32
+count_listening(SdDatabase *db)
+{
+	uint32		n = 0;
+
+	for (int i = 0; i < subdispatch_dispatchers; i++)
+		n += pg_atomic_read_u32(&db->dispatchers[i].nlistening);
+	return n;
+}
+
+/*
+ * Counts one more channel, unless that is more than max_listen_channels.  Two
+ * dispatchers that do so at the same time may both be refused the last place,
+ * never both get it.
+ */
+static bool
+claim_place(SdDatabase *db, SdDispatcher *disp)
+{
+	pg_atomic_fetch_add_u32(&disp->nlistening, 1);
+	if (count_listening(db) <= (uint32) subdispatch_max_listen_channels)
+		return true;
+	pg_atomic_fetch_sub_u32(&disp->nlistening, 1);
+	return false;
+}
+
+/* Queues an UNLISTEN for each channel not wanted, or beyond a lowered limit. */
+static List *
+plan_unlisten(SdDatabase *db, SdDispatcher *disp, HTAB *wanted)
+{
+	uint32		excess = count_listening(db);
+	List	   *names = NIL;
+	HASH_SEQ_STATUS seq;
+	Channel    *channel;
+
+	excess -= Min(excess, (uint32) subdispatch_max_listen_channels);
+	hash_seq_init(&seq, listened);
+	while ((channel = hash_seq_search(&seq)) != NULL)
+	{
+		if (hash_search(wanted, channel->name, HASH_FIND, NULL))
+		{
+			if (excess == 0)
+				continue;
+			refused_any = true;
+		}
+		excess -= Min(excess, 1);
+		pg_atomic_fetch_sub_u32(&disp->nlistening, 1);
+		names = lappend(names, pstrdup(channel->name));
+	}
+	return names;
+}
+
+static List *
+plan_listen(SdDatabase *db, SdDispatcher *disp, HTAB *wanted)
+{
+	List	   *names = NIL;
+	HASH_SEQ_STATUS seq;
+	Channel    *channel;
+
+	hash_seq_init(&seq, wanted);
+	while ((channel = hash_seq_search(&seq)) != NULL)
+	{
+		if (hash_search(listened, channel->name, HASH_FIND, NULL))
+			continue;
+		if (claim_place(db, disp))
+			names = lappend(names, pstrdup(channel->name));
+		else
+			refused_any = true;
+	}
+	return names;
+}
+
+/*
+ * Carries the plan out.  PostgreSQL's list of channels changes when this
+ * commits, and ours after it; an error before leaves both as they were.
+ */
+static void
+change_channels(List *unlisten, List *listen, bool unlisten_marker)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ListCell   *lc;
+
+	if (unlisten == NIL && listen == NIL && !unlisten_marker)
+		return;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	foreach(lc, unlisten)
+		Async_Unlisten(lfirst(lc));
+	foreach(lc, listen)
+		Async_Listen(lfirst(lc));
+	if (unlisten_marker)
+		Async_Unlisten(marker_channel);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+
+	foreach(lc, unlisten)
+		(void) hash_search(listened, lfirst(lc), HASH_REMOVE, NULL);
+	foreach(lc, listen)
+		(void) hash_search(listened, lfirst(lc), HASH_ENTER, NULL);
+	if (unlisten_marker)
+		marker_listened = false;
+}
+
+/* Tells in the registry whether each of these channels is LISTENed on. */
+static void
+mark_channels(List *names)
+{
+	for (int i = 0; i < list_length(names); i += LOOKUPS_PER_LOCK)
+	{
+		int			end = Min(i + LOOKUPS_PER_LOCK, list_length(names));
+
+		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+		for (int j = i; j < end; j++)
+		{
+			const char *name = list_nth(names, j);
+			Size		len = strlen(name);
+			SdChannel  *channel = channel_lookup(MyDatabaseId, name, len, channel_hash(name, len));
+
+			if (channel)
+				pg_atomic_write_u32(&channel->listening,
+									hash_search(listened, name, HASH_FIND, NULL) ? 1 : 0);
+		}
+		LWLockRelease(&sd_shared->registry_lock);
+	}
+}
+
+static List *
+names_in(HTAB *table)
+{
+	List	   *names = NIL;
+	HASH_SEQ_STATUS seq;
+	Channel    *channel;
+
+	hash_seq_init(&seq, table);
+	while ((channel = hash_seq_search(&seq)) != NULL)
+		names = lappend(names, channel->name);
+	return names;
+}
+
+/* Places have become free, which others may have been refused: they look. */
+static void
+wake_others(SdDatabase *db, int dispatcher)
+{
+	for (int i = 0; i < subdispatch_dispatchers; i++)
+		if (i != dispatcher)
+			database_wake(db, i);
+}
+
+static void
+sync_channels(SdDatabase *db, int dispatcher, uint32 request)
+{
+	SdDispatcher *disp = &db->dispatchers[dispatcher];
+	HTAB	   *wanted = find_wanted(dispatcher);
+	List	   *unlisten;
+	List	   *listen;
+
+	/* an earlier try may have ended by an error, with places claimed */
+	pg_atomic_write_u32(&disp->nlistening, (uint32) hash_get_num_entries(listened));
+	refused_any = false;
+	unlisten = plan_unlisten(db, disp, wanted);
+	listen = plan_listen(db, disp, wanted);
+	change_channels(unlisten, listen,
+					marker_listened && pg_atomic_read_u32(&disp->nlistening) == 0);
+
+	mark_channels(unlisten);
+	mark_channels(names_in(wanted));
+	if (list_length(unlisten) > list_length(listen))
+		wake_others(db, dispatcher);
+	pg_atomic_write_u32(&disp->listen_done, request);
+	ConditionVariableBroadcast(&db->changed);
+	hash_destroy(wanted);
+}
+
+/* ---- markers ---- */
+
+/*
+ * Sends itself the number last asked for.  If there is nothing to LISTEN to,
+ * nothing is under way, and the number is done at once.
+ */
+static void
+answer_marker(SdDatabase *db, SdDispatcher *disp)
+{
+	uint32		number = pg_atomic_read_u32(&disp->marker_requests);
+	MemoryContext old = CurrentMemoryContext;
+	char		payload[16];
+
+	if (number == pg_atomic_read_u32(&disp->marker_done))
+		return;
+	if (hash_get_num_entries(listened) == 0)
+	{
+		pg_atomic_write_u32(&disp->marker_done, number);
+		ConditionVariableBroadcast(&db->changed);
+		return;
+	}
+	if (number == marker_sent)
+		return;					/* under way */
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (!marker_listened)
+		Async_Listen(marker_channel);
+	snprintf(payload, sizeof(payload), "%u", number);
+	Async_Notify(marker_channel, payload);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+	marker_listened = true;
+	marker_sent = number;
+	SetLatch(MyLatch);			/* it is there already */
+}
+
+/*
+ * Is the notification a marker?  Then all that came before it is linked, and
+ * the number in it is done.
+ */
+bool
+listen_take_marker(SdDatabase *db, int dispatcher, int32 pid, const char *channel,
+				   const char *payload)
+{
+	SdDispatcher *disp = &db->dispatchers[dispatcher];
+	uint32		number;
+
+	if (strcmp(channel, marker_channel) != 0)
+		return false;
+	if (pid != MyProcPid)
+		return true;			/* anybody could send one */
+	number = (uint32) strtoul(payload, NULL, 10);
+	if ((int32) (number - pg_atomic_read_u32(&disp->marker_done)) > 0)
+		pg_atomic_write_u32(&disp->marker_done, number);
+	ConditionVariableBroadcast(&db->changed);
+	return true;
+}
+
+/* ---- the dispatcher's interface ---- */
+
+/* Outside of a transaction.  May raise errors; then it is to be called again. */
+void
+notify_sync(SdDatabase *db, int dispatcher)
+{
+	SdDispatcher *disp = &db->dispatchers[dispatcher];
+	uint32		request = pg_atomic_read_u32(&disp->listen_requests);
+	char	   *setting = subdispatch_listen_channels ? subdispatch_listen_channels : "";
+
+	/* Read before the registry is: what is asked for later comes again. */
+	pg_read_barrier();
+	if (!ever_synced || request != pg_atomic_read_u32(&disp->listen_done) ||
+		(refused_any && count_listening(db) < (uint32) subdispatch_max_listen_channels) ||
+		synced_limit != subdispatch_max_listen_channels ||
+		strcmp(synced_setting, setting) != 0)
+	{
+		sync_channels(db, dispatcher, request);
+		if (synced_setting)
+			pfree(synced_setting);
+		synced_setting = MemoryContextStrdup(TopMemoryContext, setting);
+		synced_limit = subdispatch_max_listen_channels;
+		ever_synced = true;
+	}
+	answer_marker(db, disp);
+}
+
+/*
+ * Once, when the process has connected.  Whoever was here before is gone, and
+ * its LISTENs with it.
+ */
+void
+notify_init(SdDatabase *db, int dispatcher)
+{
+	SdDispatcher *disp = &db->dispatchers[dispatcher];
+
+	receive_init();
+	snprintf(marker_channel, sizeof(marker_channel), "subdispatch.marker.%u.%d",
+			 MyDatabaseId, dispatcher);
+	listened = make_channel_table("subdispatch channels listened on", TopMemoryContext);
+	pg_atomic_write_u32(&disp->nlistening, 0);
+	marker_sent = pg_atomic_read_u32(&disp->marker_done);
+	walk_channels(dispatcher, collect_orphan);
+}

@@ -1,0 +1,397 @@
+/*-------------------------------------------------------------------------
+ *
+ * cursor.c
+ *	  A subscription's place in its stream: cursor, private queue, losses.
+ *
+ * While attached, a subscription reads the stream's ring at its cursor.  Once
+ * detached (it overflowed with drop_newest, or ended) it reads a private queue
+ * of what it had pending.  Losses are settled whenever somebody looks: what the
+ * ring gave up, what max_pending makes it skip, what the stream lost.
+ *
+ * Locks: every function is called with the stream's lock held, exclusively
+ * except where only the views need it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/timestamp.h"
+
+#include "stream_private.h"
+
+/* The subscription has passed entry n, or will never read it. */
+static void
+pass(SdStream *stream, uint64 n)
+{
+	SdEntry    *entry = ENTRY(stream, n);
+
+	Assert(entry->remaining > 0);
+	if (--entry->remaining == 0)
+		entry_drop(entry);
+}
+
+void
+cursor_note_loss(SdSubscription *sub, uint64 lost, uint64 gaps)
+{
+	if (lost == 0 && gaps == 0)
+		return;
+	sub->untold.count += lost;
+	sub->untold.unknown |= gaps > 0;
+	sub->dropped += lost + gaps;
+	stats_add(&sub->stream->db->stats, SD_STAT_RESPONSES_DROPPED, lost + gaps);
+}
+
+/* Takes over what the stream had lost by the time of an entry, or by now. */
+static void
+collect_loss(SdSubscription *sub, uint64 lost, uint32 gaps)
+{
+	cursor_note_loss(sub, lost - sub->lost_seen, (uint32) (gaps - sub->gaps_seen));
+	sub->lost_seen = lost;
+	sub->gaps_seen = gaps;
+}
+
+/* Moves an attached cursor over what its own limits make it lose. */
+static void
+settle_drop_oldest(SdStream *stream, SdSubscription *sub)
+{
+	uint64		from = Max(sub->cursor, stream->tail);
+
+	/* What the ring no longer has was given up for all who were behind. */
+	cursor_note_loss(sub, from - sub->cursor, 0);
+	sub->cursor = from;
+	if (sub->overflow != SD_DROP_OLDEST)
+		return;
+	while (stream->head - sub->cursor > sub->max_pending ||
+		   (stream->head - sub->cursor > 1 &&
+			stream->bytes - stream_bytes_before(stream, sub->cursor) > sub->max_pending_bytes))
+	{
+		pass(stream, sub->cursor);
+		sub->cursor++;
+		cursor_note_loss(sub, 1, 0);
+	}
+	stream_trim(stream);
+}
+
+/* ---- attaching and detaching; the stream's lock held ---- */
+
+void
+cursor_lower_limits(SdStream *stream, SdSubscription *sub)
+{
+	stream->strict_limit = Min(stream->strict_limit, sub->cursor + sub->max_pending);
+	stream->strict_bytes = Min(stream->strict_bytes,
+							   stream_bytes_before(stream, sub->cursor) + sub->max_pending_bytes);
+}
+
+void
+cursor_no_limits(SdStream *stream)
+{
+	stream->strict_limit = PG_UINT64_MAX;
+	stream->strict_bytes = PG_UINT64_MAX;
+}
+
+/* Starts to read at the head: sees what comes from now on. */
+static void
+join_ring(SdStream *stream, SdSubscription *sub)
+{
+	sub->attached = true;
+	sub->cursor = stream->head;
+	stream->nattached++;
+	stream->keep = Max(stream->keep, sub->max_pending);
+	stream->keep_bytes = Max(stream->keep_bytes, sub->max_pending_bytes);
+	if (sub->overflow != SD_DROP_OLDEST)
+	{
+		if (stream->nstrict++ == 0)
+			cursor_no_limits(stream);
+		dlist_push_tail(&stream->strict, &sub->strict_node);
+		cursor_lower_limits(stream, sub);
+	}
+}
+
+void
+stream_attach(SdStream *stream, SdSubscription *sub)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	join_ring(stream, sub);
+	sub->lost_seen = stream->lost;
+	sub->gaps_seen = stream->gaps;
+}
+
+static void
+leave_ring(SdStream *stream, SdSubscription *sub)
+{
+	Assert(sub->attached);
+	for (uint64 n = Max(sub->cursor, stream->tail); n < stream->head; n++)
+		pass(stream, n);
+	sub->attached = false;
+	if (sub->overflow != SD_DROP_OLDEST)
+	{
+		dlist_delete(&sub->strict_node);
+		stream->nstrict--;
+	}
+	if (--stream->nattached == 0)
+	{
+		stream->keep = 0;
+		stream->keep_bytes = 0;
+	}
+	stream_trim(stream);
+}
+
+static void
+free_private_queue(SdSubscription *sub)
+{
+	if (sub->queue == NULL)
+		return;
+	for (uint32 i = sub->queue->next; i < sub->queue->n; i++)
+		entry_drop(&sub->queue->entries[i]);
+	sd_free(sub->queue);
+	sub->queue = NULL;
+}
+
+void
+stream_leave(SdStream *stream, SdSubscription *sub)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	if (sub->attached)
+		leave_ring(stream, sub);
+	free_private_queue(sub);
+}
+
+/*
+ * Moves what an attached subscription has pending to a queue of its own; from
+ * then on the stream does without it.  Without memory the pending is lost.
+ */
+void
+cursor_detach(SdStream *stream, SdSubscription *sub)
+{
+	uint32		n;
+
+	settle_drop_oldest(stream, sub);
+	n = stream->head - sub->cursor;
+	if (n > 0)
+	{
+		sub->queue = sd_alloc(SD_MEM_RESPONSE,
+							  offsetof(SdPrivateQueue, entries) + n * sizeof(SdEntry));
+		if (sub->queue)
+		{
+			sub->queue->n = n;
+			for (uint32 i = 0; i < n; i++)
+			{
+				sub->queue->entries[i] = *ENTRY(stream, sub->cursor + i);
+				body_ref(sub->queue->entries[i].body);
+			}
+		}
+		else
+			cursor_note_loss(sub, n, 0);
+	}
+	sub->detached_at = stream->head;
+	leave_ring(stream, sub);
+}
+
+/* A drop_newest subscription has read all it had kept: it joins in again. */
+static void
+reattach(SdStream *stream, SdSubscription *sub)
+{
+	cursor_note_loss(sub, stream->head - sub->detached_at, 0);
+	join_ring(stream, sub);
+}
+
+void
+stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	if (sub->end != SD_END_NONE)
+		return;
+	if (sub->attached)
+		cursor_detach(stream, sub);
+	else
+		cursor_note_loss(sub, stream->head - sub->detached_at, 0);
+	collect_loss(sub, stream->lost, stream->gaps);
+	sub->end = end;
+	sub->ended_at = GetCurrentTimestamp();
+	dlist_push_tail(&stream->ending, &sub->strict_node);
+	pg_atomic_fetch_add_u64(&stream->version, 1);
+}
+
+/* ---- reading; the stream's lock held ---- */
+
+/* Hands over an entry's body, whose reference becomes the taker's. */
+static void
+give(SdSubscription *sub, SdBody *body, uint64 event_id, SdTaken *taken)
+{
+	taken->body = body;
+	taken->event_id = event_id;
+	taken->loss = sub->untold;
+	taken->end = SD_END_NONE;
+	memset(&sub->untold, 0, sizeof(SdLoss));
+	sub->delivered++;
+	if (body->is_error)
+		sub->errors++;
+}
+
+static SdTakeResult
+take_private(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
+{
+	SdPrivateQueue *q = sub->queue;
+	SdEntry    *entry = &q->entries[q->next];
+
+	if (entry->body->len > room)
+		return SD_TAKE_TOO_LARGE;
+	collect_loss(sub, entry->lost, entry->gaps);
+	give(sub, entry->body, entry->event_id, taken);
+	entry->body = NULL;
+	if (++q->next == q->n)
+	{
+		free_private_queue(sub);
+		if (sub->end == SD_END_NONE)
+			reattach(stream, sub);
+	}
+	return SD_TAKE_ONE;
+}
+
+static SdTakeResult
+take_from_ring(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
+{
+	SdEntry    *entry = ENTRY(stream, sub->cursor);
+
+	if (entry->body->len > room)
+		return SD_TAKE_TOO_LARGE;
+	collect_loss(sub, entry->lost, entry->gaps);
+	give(sub, body_ref(entry->body), entry->event_id, taken);
+	pass(stream, sub->cursor);
+	sub->cursor++;
+	stream_trim(stream);
+	return SD_TAKE_ONE;
+}
+
+/* Brings up to date what the subscription is owed. */
+static void
+settle(SdStream *stream, SdSubscription *sub)
+{
+	if (sub->attached)
+		settle_drop_oldest(stream, sub);
+	else if (sub->queue == NULL && sub->end == SD_END_NONE)
+		reattach(stream, sub);
+}
+
+static bool
+has_entry(SdStream *stream, SdSubscription *sub)
+{
+	return sub->queue != NULL || (sub->attached && sub->cursor < stream->head);
+}
+
+/* Is there a loss to tell by a notice of its own, and may it be told now? */
+static bool
+notice_due(SdSubscription *sub, TimestampTz now, TimestampTz *retry_at)
+{
+	if (sub->untold.count == 0 && !sub->untold.unknown)
+		return false;
+	if (sub->end == SD_END_NONE && now < sub->last_notice + SD_SECOND && now >= sub->last_notice)
+	{
+		*retry_at = Min(*retry_at, sub->last_notice + SD_SECOND);
+		return false;
+	}
+	return true;
+}
+
+bool
+stream_readable(SdStream *stream, SdSubscription *sub, TimestampTz now, TimestampTz *retry_at)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	settle(stream, sub);
+	if (has_entry(stream, sub))
+		return true;
+	if (sub->end == SD_END_NONE)
+		collect_loss(sub, stream->lost, stream->gaps);
+	return notice_due(sub, now, retry_at) || (sub->end != SD_END_NONE && !sub->end_told);
+}
+
+SdTakeResult
+stream_take(SdStream *stream, SdSubscription *sub, TimestampTz now, Size room,
+			SdTaken *taken, TimestampTz *retry_at)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	settle(stream, sub);
+	if (sub->queue)
+		return take_private(stream, sub, room, taken);
+	if (has_entry(stream, sub))
+		return take_from_ring(stream, sub, room, taken);
+
+	memset(taken, 0, sizeof(SdTaken));
+	if (sub->end == SD_END_NONE)
+		collect_loss(sub, stream->lost, stream->gaps);
+	if (notice_due(sub, now, retry_at))
+	{
+		taken->loss = sub->untold;
+		memset(&sub->untold, 0, sizeof(SdLoss));
+		sub->last_notice = now;
+		return SD_TAKE_ONE;
+	}
+	if (sub->end != SD_END_NONE && !sub->end_told)
+	{
+		taken->end = sub->end;
+		sub->end_told = true;
+		return SD_TAKE_ONE;
+	}
+	return SD_TAKE_NOTHING;
+}
+
+bool
+stream_drained(SdStream *stream, SdSubscription *sub)
+{
+	return sub->attached && sub->cursor == stream->head && sub->end == SD_END_NONE &&
+		sub->lost_seen == stream->lost && sub->gaps_seen == stream->gaps &&
+		sub->untold.count == 0 && !sub->untold.unknown;
+}
+
+const SdEntry *
+stream_shared_entry(SdStream *stream, SdSubscription *sub)
+{
+	const SdEntry *entry;
+
+	settle(stream, sub);
+	if (sub->queue || !has_entry(stream, sub))
+		return NULL;
+	entry = ENTRY(stream, sub->cursor);
+	if (entry->lost != sub->lost_seen || entry->gaps != sub->gaps_seen ||
+		sub->untold.count != 0 || sub->untold.unknown)
+		return NULL;
+	return entry;
+}
+
+void
+stream_advance(SdStream *stream, SdSubscription *sub)
+{
+	if (ENTRY(stream, sub->cursor)->body->is_error)
+		sub->errors++;
+	pass(stream, sub->cursor);
+	sub->cursor++;
+	sub->delivered++;
+	stream_trim(stream);
+}
+
+/* ---- for the views; the stream's lock held in any mode ---- */
+
+uint64
+stream_pending(SdStream *stream, SdSubscription *sub)
+{
+	uint64		n;
+
+	if (!sub->attached)
+		return sub->queue ? sub->queue->n - sub->queue->next : 0;
+	n = stream->head - Max(sub->cursor, stream->tail);
+	return sub->overflow == SD_DROP_OLDEST ? Min(n, sub->max_pending) : n;
+}
+
+uint64
+stream_dropped(SdStream *stream, SdSubscription *sub)
+{
+	uint64		n = sub->dropped;
+
+	if (sub->attached)
+		n += stream->head - sub->cursor - stream_pending(stream, sub);
+	else if (sub->end == SD_END_NONE)
+		n += stream->head - sub->detached_at;
+	if (sub->end == SD_END_NONE)
+		n += stream->lost - sub->lost_seen + (uint32) (stream->gaps - sub->gaps_seen);
+	return n;
+}

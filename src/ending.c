@@ -1,0 +1,544 @@
+/*-------------------------------------------------------------------------
+ *
+ * ending.c
+ *	  The ends of subscriptions, whoever brings them about.
+ *
+ * A subscription ends in two steps.  stream_end_locked() makes the stream do
+ * without it and decides its last message; structural_end() takes it out of
+ * everything that counts.  It is then kept by its id, and in its consumer's
+ * list of ended ones, until the last message is read or nobody comes for it.
+ * subscription_destroy() is for those of which nothing is to be read any more.
+ *
+ * What may concern many subscriptions takes registry_lock for ENDS_PER_LOCK of
+ * them at a time.
+ *
+ * Locks: registry_lock exclusive, then an id lock, then a stream's lock.  No
+ * errors are raised while one is held, and none at all by what may be called
+ * after a commit or in an abort.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "registry.h"
+
+#define ENDS_PER_LOCK	32		/* keeps the lock's hold time short */
+
+/* ---- the end of a subscription ---- */
+
+static void
+remove_link(SdLink *link)
+{
+	SdConsumer *consumer = link->consumer;
+
+	dlist_delete(&link->stream_node);
+	if (consumer)
+	{
+		dlist_delete(&link->consumer_node);
+		SpinLockAcquire(&consumer->mutex);
+		if (link->ready)
+			dlist_delete(&link->ready_node);
+		SpinLockRelease(&consumer->mutex);
+	}
+	sd_free(link);
+}
+
+/*
+ * Takes it out of everything that counts live subscriptions.  Caller holds
+ * registry_lock exclusive.
+ */
+static void
+structural_end(SdSubscription *sub)
+{
+	SdStream   *stream = sub->stream;
+	SdLink	   *link = sub->link;
+	SdDatabase *db = stream->db;
+
+	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
+	Assert(!sub->structurally_ended);
+
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	if (sub->end != SD_END_NONE)
+		dlist_delete(&sub->strict_node);	/* from stream->ending */
+	else
+		stream_leave(stream, sub);
+	dlist_delete(&sub->node);
+	sub->link = NULL;
+	sub->structurally_ended = true;
+	if (--link->nsubscriptions == 0)
+		remove_link(link);
+	LWLockRelease(&stream->lock);
+
+	pg_atomic_fetch_sub_u32(&sd_shared->nsubscriptions, 1);
+	pg_atomic_fetch_sub_u32(&db->nsubscriptions, 1);
+	pg_atomic_write_u64(&db->last_needed, GetCurrentTimestamp());
+	registry_drop_quota(sub->user_quota);
+	registry_drop_quota(sub->role_quota);
+	sub->user_quota = sub->role_quota = NULL;
+	if (sub->connection)
+		sub->connection->nlive--;
+	if (sub->consumer)
+		sub->consumer->nsubscriptions--;
+	registry_leave_stream(stream);
+}
+
+/* Its last message is to be read: tells its consumer, and whoever waits. */
+static void
+announce_end(SdSubscription *sub)
+{
+	SdConsumer *consumer = sub->consumer;
+
+	stats_add(&sub->stream->db->stats, SD_STAT_SUBSCRIPTIONS_ENDED, 1);
+	if (sub->end == SD_END_IDLE || sub->end == SD_END_LIFETIME)
+		stats_add(&sub->stream->db->stats, SD_STAT_SUBSCRIPTIONS_EXPIRED, 1);
+	if (consumer)
+	{
+		dlist_push_tail(&consumer->ended, &sub->node);
+		pg_atomic_fetch_add_u32(&consumer->nended, 1);
+		pg_atomic_fetch_add_u64(&consumer->version, 1);
+		sd_wake(consumer);
+	}
+	sd_wake(sub->stream);
+}
+
+/* Ends it with a last message.  Caller holds registry_lock exclusive. */
+static void
+end_with_message(SdSubscription *sub, SdEnd end)
+{
+	SdStream   *stream = sub->stream;
+
+	if (sub->structurally_ended)
+		return;
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	stream_end_locked(stream, sub, end);
+	LWLockRelease(&stream->lock);
+	structural_end(sub);
+	announce_end(sub);
+}
+
+/* Removes it for good.  Caller holds registry_lock exclusive. */
+void
+subscription_destroy(SdSubscription *sub)
+{
+	SdStream   *stream = sub->stream;
+	LWLock	   *lock = subscription_id_lock(sub->hnode.hash);
+
+	if (!sub->structurally_ended)
+		structural_end(sub);
+	else if (sub->consumer)
+	{
+		dlist_delete(&sub->node);
+		pg_atomic_fetch_sub_u32(&sub->consumer->nended, 1);
+	}
+	if (sub->connection)
+	{
+		dlist_delete(&sub->connection_node);
+		registry_drop_connection(sub->connection);
+	}
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	sd_hash_remove(&sd_shared->subscriptions, &sub->hnode);
+	LWLockRelease(lock);
+
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	stream_leave(stream, sub);
+	pg_atomic_fetch_add_u64(&stream->version, 1);
+	LWLockRelease(&stream->lock);
+	sd_wake(stream);
+	if (sub->consumer)
+	{
+		pg_atomic_fetch_add_u64(&sub->consumer->version, 1);
+		sd_wake(sub->consumer);
+	}
+	stream_unpin(stream);
+	sd_free(sub->variables);
+	sd_free(sub);
+}
+
+void
+subscription_finish_ends(SdStream *stream)
+{
+	registry_lock_exclusive();
+	for (;;)
+	{
+		SdSubscription *sub = NULL;
+
+		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+		if (!dlist_is_empty(&stream->ending))
+			sub = dlist_head_element(SdSubscription, strict_node, &stream->ending);
+		LWLockRelease(&stream->lock);
+		if (sub == NULL)
+			break;
+		structural_end(sub);
+		announce_end(sub);
+	}
+	registry_unlock();
+}
+
+/* One live subscription of the stream, or NULL.  Registry held exclusive. */
+static SdSubscription *
+any_of_stream(SdStream *stream)
+{
+	dlist_iter	iter;
+	SdSubscription *sub = NULL;
+
+	LWLockAcquire(&stream->lock, LW_SHARED);
+	dlist_foreach(iter, &stream->links)
+	{
+		SdLink	   *link = dlist_container(SdLink, stream_node, iter.cur);
+
+		if (!dlist_is_empty(&link->behind))
+			sub = dlist_head_element(SdSubscription, node, &link->behind);
+		else if (!dlist_is_empty(&link->current))
+			sub = dlist_head_element(SdSubscription, node, &link->current);
+		if (sub)
+			break;
+	}
+	LWLockRelease(&stream->lock);
+	return sub;
+}
+
+void
+subscription_end_stream(SdStream *stream, SdEnd end)
+{
+	SdSubscription *sub;
+
+	do
+	{
+		registry_lock_exclusive();
+		for (int i = 0; i < ENDS_PER_LOCK && (sub = any_of_stream(stream)) != NULL; i++)
+			end_with_message(sub, end);
+		registry_unlock();
+	} while (sub != NULL);
+}
+
+/* ---- ending by request ---- */
+
+/* serial 0: whichever has that id.  Ended ones count as gone, and go. */
+bool
+subscription_remove_one(Oid dboid, Oid owner, const char *id, uint64 serial, bool only_ended)
+{
+	SdSubscription *sub;
+	bool		live = false;
+
+	registry_lock_exclusive();
+	sub = subscription_find(dboid, owner, id);
+	if (sub && (serial == 0 || sub->serial == serial) &&
+		(!only_ended || sub->structurally_ended))
+	{
+		live = !sub->structurally_ended;
+		subscription_destroy(sub);
+	}
+	registry_unlock();
+	return live;
+}
+
+bool
+subscription_remove(Oid owner, const char *id)
+{
+	return subscription_remove_one(MyDatabaseId, owner, id, 0, false);
+}
+
+void
+subscription_forget(Oid owner, const char *id, uint64 serial)
+{
+	(void) subscription_remove_one(MyDatabaseId, owner, id, serial, true);
+}
+
+bool
+subscription_complete(Oid owner, const char *id)
+{
+	SdSubscription *sub;
+	bool		live = false;
+
+	registry_lock_exclusive();
+	sub = subscription_find(MyDatabaseId, owner, id);
+	if (sub && !sub->structurally_ended)
+	{
+		live = true;
+		end_with_message(sub, SD_END_COMPLETE);
+	}
+	registry_unlock();
+	return live;
+}
+
+/* Up to ENDS_PER_LOCK of a connection's; returns how many live ones went. */
+static int
+disconnect_some(Oid owner, const char *name, const char *consumer, bool *more)
+{
+	SdConnection *connection;
+	dlist_mutable_iter iter;
+	int			live = 0;
+	int			seen = 0;
+
+	*more = false;
+	registry_lock_exclusive();
+	connection = registry_find_connection(owner, name);
+	if (connection)
+	{
+		/* Its own reference keeps the connection while its members go. */
+		connection->nlive++;
+		dlist_foreach_modify(iter, &connection->subscriptions)
+		{
+			SdSubscription *sub = dlist_container(SdSubscription, connection_node, iter.cur);
+
+			if (consumer && (sub->consumer == NULL || strcmp(sub->consumer->name, consumer) != 0))
+				continue;
+			if (seen++ == ENDS_PER_LOCK)
+			{
+				*more = true;
+				break;
+			}
+			if (!sub->structurally_ended)
+				live++;
+			subscription_destroy(sub);
+		}
+		connection->nlive--;
+		registry_drop_connection(connection);
+	}
+	registry_unlock();
+	return live;
+}
+
+int64
+subscription_disconnect(Oid owner, const char *connection_id, const char *consumer)
+{
+	int64		n = 0;
+	bool		more;
+
+	do
+		n += disconnect_some(owner, connection_id, consumer, &more);
+	while (more);
+	return n;
+}
+
+/* ---- consumers ---- */
+
+static SdSubscription *
+any_of_consumer(SdConsumer *consumer)
+{
+	if (!dlist_is_empty(&consumer->ended))
+		return dlist_head_element(SdSubscription, node, &consumer->ended);
+	if (!dlist_is_empty(&consumer->links))
+	{
+		SdLink	   *link = dlist_head_element(SdLink, consumer_node, &consumer->links);
+		SdSubscription *sub;
+
+		LWLockAcquire(&link->stream->lock, LW_SHARED);
+		sub = dlist_is_empty(&link->behind) ?
+			dlist_head_element(SdSubscription, node, &link->current) :
+			dlist_head_element(SdSubscription, node, &link->behind);
+		LWLockRelease(&link->stream->lock);
+		return sub;
+	}
+	return NULL;
+}
+
+/*
+ * Removes some of what a consumer has, and the consumer itself if it is then
+ * empty and drop is asked for.
+ */
+static int
+empty_some(Oid owner, const char *name, bool drop, bool *more)
+{
+	SdConsumer *consumer;
+	int			live = 0;
+
+	*more = false;
+	registry_lock_exclusive();
+	consumer = registry_find_consumer(MyDatabaseId, owner, name);
+	if (consumer)
+	{
+		for (int i = 0; i < ENDS_PER_LOCK; i++)
+		{
+			SdSubscription *sub = any_of_consumer(consumer);
+
+			if (sub == NULL)
+				break;
+			if (!sub->structurally_ended)
+				live++;
+			subscription_destroy(sub);
+		}
+		*more = any_of_consumer(consumer) != NULL;
+		if (!*more && drop)
+			registry_drop_consumer(consumer);
+	}
+	registry_unlock();
+	return live;
+}
+
+int64
+consumer_close(Oid owner, const char *name)
+{
+	int64		n = 0;
+	bool		more;
+
+	do
+		n += empty_some(owner, name, true, &more);
+	while (more);
+	return n;
+}
+
+int64
+consumer_open(Oid owner, const char *name)
+{
+	int64		n = 0;
+	bool		more;
+	bool		is_new;
+	SdConsumer *consumer;
+
+	do
+		n += empty_some(owner, name, false, &more);
+	while (more);
+
+	registry_lock_exclusive();
+	consumer = registry_get_consumer(owner, name, &is_new);
+	if (consumer)
+		pg_atomic_write_u64(&consumer->last_polled, GetCurrentTimestamp());
+	registry_unlock();
+	if (consumer == NULL)
+		sd_out_of_shared_memory();
+	return n;
+}
+
+/* ---- sweeping: idle and old subscriptions ---- */
+
+#define SWEEP_MAX		64
+
+typedef struct Swept
+{
+	Oid			owner;
+	uint64		serial;
+	SdEnd		end;			/* SD_END_NONE: forget it, it has ended before */
+	char		id[SD_MAX_NAME + 1];
+} Swept;
+
+/* What the sweep should do with one; caller holds its id lock. */
+static bool
+is_over(SdSubscription *sub, TimestampTz now, SdEnd *end)
+{
+	TimestampTz idle = (TimestampTz) subdispatch_subscription_idle_timeout * SD_SECOND;
+	TimestampTz life = (TimestampTz) subdispatch_subscription_max_lifetime * SD_SECOND;
+	TimestampTz polled = pg_atomic_read_u64(&sub->last_polled);
+
+	if (sub->consumer)
+		polled = Max(polled, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
+	*end = SD_END_NONE;
+	if (sub->structurally_ended)
+		return now > sub->ended_at + (idle > 0 ? idle : 600 * SD_SECOND);
+	if (life > 0 && now > sub->created_at + life)
+		*end = SD_END_LIFETIME;
+	else if (idle > 0 && now > polled + idle)
+		*end = SD_END_IDLE;
+	return *end != SD_END_NONE;
+}
+
+/*
+ * Finds what is over in one partition.  registry_lock keeps consumers, the id
+ * lock the subscriptions.
+ */
+static int
+sweep_partition(Oid dboid, int partition, TimestampTz now, Swept *swept)
+{
+	SdHash	   *table = &sd_shared->subscriptions;
+	int			n = 0;
+
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	LWLockAcquire(&sd_shared->id_locks[partition], LW_SHARED);
+	for (uint32 b = partition; b <= table->mask && n < SWEEP_MAX; b += SD_ID_PARTITIONS)
+		for (SdHashNode *node = table->buckets[b]; node && n < SWEEP_MAX; node = node->next)
+		{
+			SdSubscription *sub = (SdSubscription *) node;
+
+			if (sub->dboid != dboid || !is_over(sub, now, &swept[n].end))
+				continue;
+			swept[n].owner = sub->owner;
+			swept[n].serial = sub->serial;
+			strcpy(swept[n].id, sub->strings);
+			n++;
+		}
+	LWLockRelease(&sd_shared->id_locks[partition]);
+	LWLockRelease(&sd_shared->registry_lock);
+	return n;
+}
+
+static void
+end_swept(Oid dboid, Swept *swept)
+{
+	SdSubscription *sub;
+	SdEnd		end;
+
+	registry_lock_exclusive();
+	sub = subscription_find(dboid, swept->owner, swept->id);
+	if (sub && sub->serial == swept->serial && is_over(sub, GetCurrentTimestamp(), &end))
+	{
+		if (sub->structurally_ended)
+			subscription_destroy(sub);
+		else
+			end_with_message(sub, end);
+	}
+	registry_unlock();
+}
+
+/*
+ * With few subscriptions every call goes through all of them, with many
+ * through a part.
+ */
+void
+subscription_sweep(SdDatabase *db)
+{
+	static int	next = 0;
+	int			partitions = SD_ID_PARTITIONS;
+	TimestampTz now = GetCurrentTimestamp();
+	Swept	   *swept;
+
+	if (pg_atomic_read_u32(&sd_shared->nsubscriptions) > 100000)
+		partitions /= 16;
+	swept = palloc(sizeof(Swept) * SWEEP_MAX);
+	for (int i = 0; i < partitions; i++)
+	{
+		int			n = sweep_partition(db->dboid, next, now, swept);
+
+		for (int k = 0; k < n; k++)
+			end_swept(db->dboid, &swept[k]);
+		if (n < SWEEP_MAX)
+			next = (next + 1) % SD_ID_PARTITIONS;
+	}
+	pfree(swept);
+	registry_sweep_consumers(db->dboid, now);
+}
+
+/*
+ * Called after a commit: raises nothing.  Subscriptions of the database go
+ * without a word; whoever reads next finds that they are not there.
+ */
+void
+subscription_purge_database(Oid dboid)
+{
+	SdHash	   *table = &sd_shared->subscriptions;
+	uint32		b = 0;
+
+	while (b <= table->mask)
+	{
+		SdHashNode *node;
+		int			n = 0;
+
+		registry_lock_exclusive();
+		for (; b <= table->mask && n < ENDS_PER_LOCK; b++)
+		{
+			for (node = table->buckets[b]; node; node = node->next)
+				if (((SdSubscription *) node)->dboid == dboid)
+					break;
+			if (node == NULL)
+				continue;
+			subscription_destroy((SdSubscription *) node);
+			n++;
+			b--;				/* there may be more in this chain */
+		}
+		registry_unlock();
+	}
+	registry_purge_consumers(dboid);
+}

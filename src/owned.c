@@ -1,0 +1,268 @@
+/*-------------------------------------------------------------------------
+ *
+ * owned.c
+ *	  What belongs to an owner by name: consumers, connections, quotas.
+ *
+ * Locks: registry_lock, held by the caller except where registry.h says
+ * otherwise.  No errors are raised.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "utils/timestamp.h"
+
+#include "registry.h"
+
+/* ---- what is found by (database, owner, name) ---- */
+
+typedef struct OwnedKey
+{
+	Oid			dboid;
+	Oid			owner;
+	const char *name;
+} OwnedKey;
+
+static uint32
+owned_hash(const OwnedKey *key)
+{
+	return sd_hash_bytes(key->name, strlen(key->name), key->dboid ^ (key->owner * 31));
+}
+
+static bool
+consumer_match(const SdHashNode *node, const void *k)
+{
+	const SdConsumer *consumer = (const SdConsumer *) node;
+	const OwnedKey *key = k;
+
+	return consumer->dboid == key->dboid && consumer->owner == key->owner &&
+		strcmp(consumer->name, key->name) == 0;
+}
+
+SdConsumer *
+registry_find_consumer(Oid dboid, Oid owner, const char *name)
+{
+	OwnedKey	key = {dboid, owner, name};
+
+	return (SdConsumer *) sd_hash_find(&sd_shared->consumers, owned_hash(&key),
+									   consumer_match, &key);
+}
+
+SdConsumer *
+consumer_lookup(Oid owner, const char *name)
+{
+	return registry_find_consumer(MyDatabaseId, owner, name);
+}
+
+SdConsumer *
+registry_get_consumer(Oid owner, const char *name, bool *is_new)
+{
+	OwnedKey	key = {MyDatabaseId, owner, name};
+	SdConsumer *consumer = consumer_lookup(owner, name);
+
+	*is_new = consumer == NULL;
+	if (consumer)
+		return consumer;
+	consumer = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdConsumer, name) + strlen(name) + 1);
+	if (consumer == NULL)
+		return NULL;
+	consumer->dboid = MyDatabaseId;
+	consumer->owner = owner;
+	SpinLockInit(&consumer->mutex);
+	dlist_init(&consumer->ready);
+	dlist_init(&consumer->links);
+	dlist_init(&consumer->ended);
+	pg_atomic_init_u32(&consumer->nended, 0);
+	pg_atomic_init_u64(&consumer->version, 1);
+	pg_atomic_init_u64(&consumer->last_polled, GetCurrentTimestamp());
+	pg_atomic_init_u64(&consumer->pending_since, 0);
+	consumer->namelen = strlen(name);
+	strcpy(consumer->name, name);
+	sd_hash_insert(&sd_shared->consumers, &consumer->hnode, owned_hash(&key));
+	return consumer;
+}
+
+/* Caller knows that it has no subscriptions. */
+void
+registry_drop_consumer(SdConsumer *consumer)
+{
+	if (!dlist_is_empty(&consumer->links) || !dlist_is_empty(&consumer->ended))
+		return;
+	sd_hash_remove(&sd_shared->consumers, &consumer->hnode);
+	sd_wake(consumer);
+	sd_free(consumer);
+}
+
+static bool
+connection_match(const SdHashNode *node, const void *k)
+{
+	const SdConnection *connection = (const SdConnection *) node;
+	const OwnedKey *key = k;
+
+	return connection->dboid == key->dboid && connection->owner == key->owner &&
+		strcmp(connection->name, key->name) == 0;
+}
+
+SdConnection *
+registry_find_connection(Oid owner, const char *name)
+{
+	OwnedKey	key = {MyDatabaseId, owner, name};
+
+	return (SdConnection *) sd_hash_find(&sd_shared->connections, owned_hash(&key),
+										 connection_match, &key);
+}
+
+SdConnection *
+registry_get_connection(Oid owner, const char *name)
+{
+	OwnedKey	key = {MyDatabaseId, owner, name};
+	SdConnection *connection = registry_find_connection(owner, name);
+
+	if (connection)
+		return connection;
+	connection = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdConnection, name) + strlen(name) + 1);
+	if (connection == NULL)
+		return NULL;
+	connection->dboid = MyDatabaseId;
+	connection->owner = owner;
+	dlist_init(&connection->subscriptions);
+	connection->namelen = strlen(name);
+	strcpy(connection->name, name);
+	sd_hash_insert(&sd_shared->connections, &connection->hnode, owned_hash(&key));
+	return connection;
+}
+
+void
+registry_drop_connection(SdConnection *connection)
+{
+	if (connection->nlive > 0 || !dlist_is_empty(&connection->subscriptions))
+		return;
+	sd_hash_remove(&sd_shared->connections, &connection->hnode);
+	sd_free(connection);
+}
+
+/* ---- quotas ---- */
+
+typedef struct QuotaKey
+{
+	Oid			dboid;
+	Oid			owner;
+	Oid			role;
+	bool		is_role;
+	const char *key;
+} QuotaKey;
+
+static bool
+quota_match(const SdHashNode *node, const void *k)
+{
+	const SdQuota *quota = (const SdQuota *) node;
+	const QuotaKey *key = k;
+
+	return quota->dboid == key->dboid && quota->owner == key->owner &&
+		quota->role == key->role && quota->is_role == key->is_role &&
+		strcmp(quota->key, key->key) == 0;
+}
+
+static SdQuota *
+get_quota(const QuotaKey *key)
+{
+	uint32		hash = sd_hash_bytes(key->key, strlen(key->key),
+											 hash_combine(key->role, key->owner ^ key->dboid) + key->is_role);
+	SdQuota    *quota = (SdQuota *) sd_hash_find(&sd_shared->quotas, hash, quota_match, key);
+
+	if (quota == NULL)
+	{
+		quota = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdQuota, key) + strlen(key->key) + 1);
+		if (quota == NULL)
+			return NULL;
+		quota->dboid = key->dboid;
+		quota->owner = key->owner;
+		quota->role = key->role;
+		quota->is_role = key->is_role;
+		quota->keylen = strlen(key->key);
+		strcpy(quota->key, key->key);
+		sd_hash_insert(&sd_shared->quotas, &quota->hnode, hash);
+	}
+	quota->n++;
+	return quota;
+}
+
+bool
+registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role)
+{
+	QuotaKey	user_key = {MyDatabaseId, what->owner, what->role, false, what->user_key};
+	QuotaKey	role_key = {MyDatabaseId, InvalidOid, what->role, true, ""};
+
+	*role = get_quota(&role_key);
+	if (*role == NULL)
+		return false;
+	if (what->user_key)
+	{
+		*user = get_quota(&user_key);
+		if (*user == NULL)
+			return false;
+	}
+	return true;
+}
+
+void
+registry_drop_quota(SdQuota *quota)
+{
+	if (quota == NULL || --quota->n > 0)
+		return;
+	sd_hash_remove(&sd_shared->quotas, &quota->hnode);
+	sd_free(quota);
+}
+
+/* ---- consumers that nobody comes for ---- */
+
+static bool
+consumer_is_idle(SdConsumer *consumer, TimestampTz now)
+{
+	TimestampTz idle = (TimestampTz) subdispatch_subscription_idle_timeout * SD_SECOND;
+
+	return idle > 0 && dlist_is_empty(&consumer->links) && dlist_is_empty(&consumer->ended) &&
+		now > (TimestampTz) pg_atomic_read_u64(&consumer->last_polled) + idle;
+}
+
+/*
+ * Drops the database's consumers that are idle, or all that are empty.  Locks
+ * for one bucket at a time, exclusively only where there is something to drop.
+ */
+static void
+drop_consumers(Oid dboid, TimestampTz now, bool all)
+{
+	SdHash	   *table = &sd_shared->consumers;
+
+	for (uint32 b = 0; b <= table->mask; b++)
+	{
+		SdHashNode *next;
+
+		if (table->buckets[b] == NULL)
+			continue;			/* read without the lock: seen next time */
+		LWLockAcquire(&sd_shared->registry_lock, LW_EXCLUSIVE);
+		for (SdHashNode *node = table->buckets[b]; node; node = next)
+		{
+			SdConsumer *consumer = (SdConsumer *) node;
+
+			next = node->next;
+			if (consumer->dboid == dboid && (all || consumer_is_idle(consumer, now)))
+				registry_drop_consumer(consumer);
+		}
+		LWLockRelease(&sd_shared->registry_lock);
+	}
+}
+
+void
+registry_sweep_consumers(Oid dboid, TimestampTz now)
+{
+	drop_consumers(dboid, now, false);
+}
+
+void
+registry_purge_consumers(Oid dboid)
+{
+	drop_consumers(dboid, 0, true);
+}

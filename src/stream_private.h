@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * stream_private.h
+ *	  What stream.c (the ring) and cursor.c (its readers) need of each other.
+ *
+ * The caller holds the stream's lock exclusively.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_STREAM_PRIVATE_H
+#define SD_STREAM_PRIVATE_H
+
+#include "stream.h"
+
+#define ENTRY(stream, n)	(&(stream)->ring[(n) & ((stream)->ring_size - 1)])
+
+/* ---- stream.c ---- */
+
+extern SdBody *body_ref(SdBody *body);
+extern void entry_drop(SdEntry *entry);
+/* Forgets entries at the old end that nobody waits for. */
+extern void stream_trim(SdStream *stream);
+/* Payload bytes stored before entry number n. */
+extern uint64 stream_bytes_before(SdStream *stream, uint64 n);
+
+/* ---- cursor.c ---- */
+
+extern void cursor_note_loss(SdSubscription *sub, uint64 lost, uint64 gaps);
+/* Moves what is pending to a private queue; the stream does without it then. */
+extern void cursor_detach(SdStream *stream, SdSubscription *sub);
+extern void cursor_no_limits(SdStream *stream);
+extern void cursor_lower_limits(SdStream *stream, SdSubscription *sub);
+
+#endif							/* SD_STREAM_PRIVATE_H */
