@@ -29,11 +29,11 @@
  */
 #include "postgres.h"
 
-#include "access/subtrans.h"
+#include "access/parallel.h"
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -115,6 +115,10 @@ publish_event(const SdEvent *ev)
 
 	Assert(sd_shared != NULL);
 	PreventCommandDuringRecovery("publish()");
+	if (IsParallelWorker())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("cannot publish events in a parallel worker")));
 	event_check_size(ev->size);
 	shmem_attach();
 	if (am_dispatcher)
@@ -234,13 +238,13 @@ never_fits(const Size *bytes)
 static bool
 reserve_room(uint32 *mask, TimestampTz *deadline)
 {
-	bool		exact = false;	/* no copy is there without a subscription */
+	bool		exact = false;	/* every copy has a subscription */
 	bool		timed_out = false;
 
 	for (;;)
 	{
 		Size		bytes[SD_MAX_DISPATCHERS];
-		int			full;
+		int			full = 0;
 		int			too_much;
 
 		*mask = blocks_size(&tx, bytes);
@@ -297,7 +301,7 @@ fill_blocks(uint32 mask, TimestampTz *deadline)
 
 /*
  * All that can fail.  When it raises an error the transaction aborts, and
- * abort() gives back what was got so far.
+ * abandon() gives back what was got so far.
  */
 static void
 prepare(void)

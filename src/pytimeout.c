@@ -174,7 +174,7 @@ may_raise(void)
 	int			depth = backtrace(stack, MAX_STACK);
 	int			i;
 
-	if (dladdr(&state, &own) == 0)
+	if (dladdr(&py, &own) == 0)
 		return false;
 	for (i = 0; i < depth; i++)
 	{
