@@ -1,8 +1,11 @@
 -- The interface as it is installed: signatures, comments, rights.
 SET client_min_messages = warning;
+SET intervalstyle = 'postgres';
+\pset format unaligned
 SELECT p.prokind AS kind, p.proname AS name, pg_get_function_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result
   FROM pg_proc p WHERE p.pronamespace = 'subdispatch'::regnamespace AND p.proname IN ('publish', 'publish_change', 'subscribe', 'unsubscribe', 'complete', 'disconnect', 'open_consumer', 'close_consumer',
    'next_response', 'next_responses', 'poll', 'poll_shared', 'await_response', 'await_responses', 'wait_dispatched', 'reset_stats', 'metrics', 'health') ORDER BY 2;
+\pset format aligned
 -- Everything has a comment.
 SELECT pg_describe_object(classid, objid, objsubid) FROM (
   SELECT 'pg_proc'::regclass AS classid, oid AS objid, 0 AS objsubid FROM pg_proc WHERE pronamespace = 'subdispatch'::regnamespace

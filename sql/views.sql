@@ -1,11 +1,13 @@
 -- The views: their columns, and what they show.
 SET client_min_messages = warning;
-SELECT c.relname AS view, array_agg(a.attname ORDER BY a.attnum) AS columns
-  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
- WHERE c.relnamespace = 'subdispatch'::regnamespace AND c.relname IN ('subscriptions', 'consumers', 'channels', 'workers') AND c.relkind = 'v' GROUP BY 1 ORDER BY 1;
+-- The contract's columns, in its order; more may follow.
+SELECT e.view, array(SELECT attname::text FROM pg_attribute WHERE attrelid = ('subdispatch.' || e.view)::regclass AND attnum BETWEEN 1 AND cardinality(e.columns) ORDER BY attnum) = e.columns AS as_documented
+  FROM (VALUES ('subscriptions', '{id,owner,role,channel,resolver,variables,filter,security_context,operation_name,operation_id,connection_id,consumer,state,pending,delivered,dropped,rate_limited,errors,created_at,last_polled_at}'::text[]),
+               ('consumers', '{consumer,owner,subscriptions,pending,oldest_pending_at,last_polled_at,waiting_pid}'), ('channels', '{channel,subscriptions,response_streams,events}'),
+               ('workers', '{database,pid,kind,state,bus,backlog}')) e(view, columns);
 SELECT array(SELECT unnest('{events_dispatched,resolver_calls,resolver_errors,resolver_timeouts,responses_queued,responses_delivered,responses_dropped}'::text[])
              EXCEPT SELECT attname::text FROM pg_attribute WHERE attrelid = 'subdispatch.stats'::regclass AND attnum > 0) AS missing_counters,
-       (SELECT count(*) FROM pg_attribute WHERE attrelid = 'subdispatch.stats'::regclass AND attname ~ 'dispatch_time_us') >= 4 AS dispatch_times, (SELECT count(*) FROM subdispatch.stats) AS rows;
+       (SELECT count(*) FROM pg_attribute WHERE attrelid = 'subdispatch.stats'::regclass AND attname ~ '^dispatch_time.*us$') >= 4 AS dispatch_times, (SELECT count(*) FROM subdispatch.stats) AS rows;
 
 SELECT subdispatch.open_consumer('empty');
 SELECT subdispatch.subscribe('v', id => 'a', consumer => 'g', connection_id => 'ws', operation_name => 'OnV', operation_id => '1', variables => '{"x": 1}', filter => '{"k": {"gt": 0}}');

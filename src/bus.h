@@ -57,7 +57,7 @@ extern void publish_init(void); /* transaction callbacks */
 extern void publish_event(const SdEvent *ev);
 /*
  * Links one event at once, outside any transaction's end: for notifications.
- * Never waits.  False if there was no room (then it is counted as a gap).
+ * Never waits.  False if there was no room: the caller keeps it and tries again.
  */
 extern bool publish_now(SdDatabase *db, const SdEvent *ev);
 extern bool publish_pending(void);	/* has this transaction published? */
@@ -73,6 +73,8 @@ extern void notify_init(SdDatabase *db, int dispatcher);
 extern void notify_sync(SdDatabase *db, int dispatcher);
 /* Takes what has arrived and links it; true if anything did. */
 extern bool notify_receive(SdDatabase *db, int dispatcher);
+/* Is anything received and not linked yet, for want of room? */
+extern bool notify_backlog(void);
 
 /* Does subdispatch.listen_channels cover the channel, and can it be LISTENed on? */
 extern bool notify_covers(const char *channel);

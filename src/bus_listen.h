@@ -12,9 +12,6 @@
 
 extern void receive_init(void);
 
-/* Is anything received and not linked yet, for want of room? */
-extern bool notify_backlog(void);
-
 extern bool listen_take_marker(SdDatabase *db, int dispatcher, int32 pid,
 							   const char *channel, const char *payload);
 extern void listen_lose_all(int dispatcher);

@@ -82,6 +82,8 @@ static SdStream **pins = NULL;
 static int	npins = 0;
 static int	pins_size = 0;
 
+static SdChannel *pinned_channel = NULL;
+
 static Outcome *outcomes = NULL;
 static int	noutcomes = 0;
 static int	outcomes_size = 0;
@@ -102,9 +104,18 @@ forget_outcomes(void)
 }
 
 static void
+unpin_channel(void)
+{
+	if (pinned_channel)
+		channel_unref(pinned_channel);
+	pinned_channel = NULL;
+}
+
+static void
 release_pins(void)
 {
 	forget_outcomes();
+	unpin_channel();
 	while (npins > 0)
 		stream_unpin(pins[--npins]);
 }
@@ -171,30 +182,55 @@ typedef struct Place
 
 typedef void (*StreamVisitor) (Event *e, SdStream *stream);
 
-#define MAX_PATHS	64
-
-/* Copies the channel's index paths; the channel is pinned. */
+/*
+ * Copies the channel's index paths into memory that was allocated for "room"
+ * of them; returns how many there are, which may be more.  The channel is
+ * pinned.
+ */
 static int
-copy_paths(SdChannel *channel, Place *places)
+copy_paths(SdChannel *channel, Place *places, int room)
 {
 	int			n = 0;
 	dlist_iter	iter;
-	static char buf[MAX_PATHS][FILTER_INDEX_PATH_MAX];
 
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	dlist_foreach(iter, &channel->paths)
 	{
 		SdIndexPath *p = dlist_container(SdIndexPath, node, iter.cur);
 
-		if (n == MAX_PATHS)
-			break;
-		memcpy(buf[n], p->path, p->pathlen);
-		places[n].path = buf[n];
-		places[n].pathlen = p->pathlen;
+		if (n < room)
+		{
+			memcpy(places[n].path, p->path, p->pathlen);
+			places[n].pathlen = p->pathlen;
+		}
 		n++;
 	}
 	LWLockRelease(&sd_shared->registry_lock);
 	return n;
+}
+
+/* All index paths of the channel, and how many. */
+static Place *
+get_paths(SdChannel *channel, int *n)
+{
+	static Place *places = NULL;
+	static int	room = 0;
+
+	while ((*n = copy_paths(channel, places, room)) > room)
+	{
+		int			more = *n + 16;
+
+		if (places == NULL)
+			places = MemoryContextAlloc(TopMemoryContext, sizeof(Place) * more);
+		else
+			places = repalloc_huge(places, sizeof(Place) * more);
+		while (room < more)
+		{
+			places[room].path = MemoryContextAlloc(TopMemoryContext, FILTER_INDEX_PATH_MAX);
+			room++;
+		}
+	}
+	return places;
 }
 
 /*
@@ -226,13 +262,69 @@ visit_place(Event *e, SdChannel *channel, const Place *place, StreamVisitor visi
 	} while (at > 0);
 }
 
+/* A TRUNCATE has no row: filters have nothing to look at and let it pass. */
+static bool
+ignores_filters(const Event *e)
+{
+	return e->ev->source == SD_SOURCE_CHANGE && e->ev->op == SD_OP_TRUNCATE;
+}
+
+/*
+ * Copies which values (their hashes) streams ask for at the path, and counts
+ * them; false if there are more than there is room for.
+ */
+static bool
+copy_values(SdChannel *channel, const Place *place, uint64 *values, int room, int *n)
+{
+	dlist_iter	p;
+	dlist_iter	b;
+
+	*n = 0;
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	dlist_foreach(p, &channel->paths)
+	{
+		SdIndexPath *path = dlist_container(SdIndexPath, node, p.cur);
+
+		if (path->pathlen != place->pathlen || memcmp(path->path, place->path, place->pathlen) != 0)
+			continue;
+		dlist_foreach(b, &path->buckets)
+		{
+			if (*n < room)
+				values[*n] = dlist_container(SdBucket, node, b.cur)->value_hash;
+			(*n)++;
+		}
+	}
+	LWLockRelease(&sd_shared->registry_lock);
+	return *n <= room;
+}
+
+/* Visits the streams of a path whatever value they ask for. */
+static void
+visit_all_values(Event *e, SdChannel *channel, Place *place, StreamVisitor visit)
+{
+	uint64	   *values = NULL;
+	int			room = 0;
+	int			n;
+
+	while (!copy_values(channel, place, values, room, &n))
+	{
+		room = n + 64;
+		values = MemoryContextAllocHuge(batch_context, room * sizeof(uint64));
+	}
+	for (int i = 0; i < n; i++)
+	{
+		place->value_hash = values[i];
+		visit_place(e, channel, place, visit);
+	}
+}
+
 static void need_data(Event *e);
 
 static void
 visit_channel(Event *e, const char *name, Size len, uint32 hash, StreamVisitor visit)
 {
 	SdChannel  *channel;
-	Place		places[MAX_PATHS];
+	Place	   *places;
 	Place		plain = {NULL, 0, 0};
 	int			npaths;
 
@@ -244,15 +336,20 @@ visit_channel(Event *e, const char *name, Size len, uint32 hash, StreamVisitor v
 	if (channel == NULL)
 		return;
 
+	pinned_channel = channel;
 	pg_atomic_fetch_add_u64(&channel->events, 1);
 	need_data(e);
-	npaths = copy_paths(channel, places);
+	places = get_paths(channel, &npaths);
 	for (int i = 0; i < npaths; i++)
-		if (filter_event_key(&e->data->root, places[i].path, places[i].pathlen,
-							 &places[i].value_hash))
+	{
+		if (ignores_filters(e))
+			visit_all_values(e, channel, &places[i], visit);
+		else if (filter_event_key(&e->data->root, places[i].path, places[i].pathlen,
+								  &places[i].value_hash))
 			visit_place(e, channel, &places[i], visit);
+	}
 	visit_place(e, channel, &plain, visit);
-	channel_unref(channel);
+	unpin_channel();
 }
 
 static void
@@ -269,14 +366,34 @@ visit_streams(Event *e, StreamVisitor visit)
 /* ---- the first phase ---- */
 
 static void
+make_data(void *arg)
+{
+	Event	   *e = arg;
+	MemoryContext old = MemoryContextSwitchTo(batch_context);
+
+	e->data = event_data(e->ev);
+	MemoryContextSwitchTo(old);
+}
+
+/* Where that runs code of the table's owner, it does so like a resolver. */
+static void
 need_data(Event *e)
 {
-	if (e->data == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(batch_context);
+	SdRights	rights = {0};
+	ErrorData  *error = NULL;
 
-		e->data = event_data(e->ev);
-		MemoryContextSwitchTo(old);
+	if (e->data)
+		return;
+	if (!event_runs_user_code(e->ev, &rights.role))
+	{
+		make_data(e);
+		return;
+	}
+	if (resolver_guarded(make_data, e, "cast of a row image", &rights, subdispatch_resolver_timeout,
+						 false, batch_context, &error) != RESOLVER_OK)
+	{
+		e->data = NULL;
+		ReThrowError(error);
 	}
 }
 
@@ -349,7 +466,7 @@ show(Event *e, SdStream *stream)
 		stats_add(&self()->stats, SD_STAT_DENIED_RLS, 1);
 		return;
 	}
-	if (stream->filter && !filter_match(stream->filter, &e->data->root))
+	if (stream->filter && !ignores_filters(e) && !filter_match(stream->filter, &e->data->root))
 		return;
 	if (!within_rate(stream, !OidIsValid(stream->resolver)))
 	{
@@ -734,6 +851,7 @@ attempt(Try *t)
 		LWLockReleaseAll();
 		security_reset();
 		forget_outcomes();
+		unpin_channel();
 		for (int i = 0; i < t->n; i++)
 			free_body(&t->events[i]);
 		end_attempt();

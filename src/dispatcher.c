@@ -51,6 +51,7 @@
 #include "dispatcher.h"
 #include "ratelimit.h"
 #include "resolver.h"
+#include "security.h"
 #include "shmem.h"
 #include "subscription.h"
 
@@ -58,6 +59,7 @@
 #define STEP_RETRY			(SD_SECOND / 10)	/* after a second failure */
 #define STATS_INTERVAL		SD_SECOND
 #define HELD_BACK_WAIT		1	/* ms */
+#define BACKLOG_WAIT		5	/* ms; notifications wait for room */
 #define LONGEST_WAIT		10000	/* ms; nothing depends on it */
 
 /* Errors that are logged: ten at once, then one every ten seconds. */
@@ -189,6 +191,7 @@ set_up(Datum arg)
 	 */
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
 	shmem_attach();
+	security_init_worker();
 	fix_settings();
 	show_database_name();
 	pgstat_report_activity(STATE_IDLE, NULL);
@@ -355,6 +358,7 @@ recover(void)
 	ConditionVariableCancelSleep();
 	pgstat_report_wait_end();
 	AbortCurrentTransaction();
+	security_reset();
 
 	MemoryContextSwitchTo(loop_context);
 	FlushErrorState();
@@ -456,6 +460,9 @@ wait_time(void)
 	 */
 	if (database_has_linked(my_db))
 		timeout = HELD_BACK_WAIT;
+	/* Room for notifications is not announced: nobody else waits here. */
+	else if (notify_backlog())
+		timeout = BACKLOG_WAIT;
 	if (my_index == 0)
 		timeout = until(next_sweep, now, timeout);
 	return until_retries(now, timeout);

@@ -21,6 +21,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "catalog/pg_type.h"
 #include "datatype/timestamp.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -184,11 +185,16 @@ external_size(HeapTuple tuple, TupleDesc desc)
 
 /*
  * The tuple as a datum with nothing out of line, and with the values of
- * columns that were added to the table after it was written.
+ * columns that were added to the table after it was written.  It is an
+ * anonymous row: its columns are those that travel with it, not those of the
+ * table's row type.  (Newer minor releases keep a row type's version in the
+ * typmod and t_ctid of a datum; this one has none.)
  */
 static HeapTupleHeader
 make_image(HeapTuple tuple, TupleDesc desc)
 {
+	HeapTupleHeader image;
+
 	if (HeapTupleHeaderGetNatts(tuple->t_data) < desc->natts &&
 		desc->constr && desc->constr->missing)
 		tuple = heap_expand_tuple(tuple, desc);
@@ -196,7 +202,11 @@ make_image(HeapTuple tuple, TupleDesc desc)
 		event_check_size(sizeof(SdEvent) + tuple->t_len + external_size(tuple, desc));
 	else
 		event_check_size(sizeof(SdEvent) + tuple->t_len);
-	return (HeapTupleHeader) DatumGetPointer(heap_copy_tuple_as_datum(tuple, desc));
+	image = (HeapTupleHeader) DatumGetPointer(heap_copy_tuple_as_datum(tuple, desc));
+	HeapTupleHeaderSetTypeId(image, RECORDOID);
+	HeapTupleHeaderSetTypMod(image, -1);
+	ItemPointerSetInvalid(&image->t_ctid);
+	return image;
 }
 
 static inline Size

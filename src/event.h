@@ -147,6 +147,12 @@ extern void event_check_size(Size size);
  */
 extern Jsonb *event_data(const SdEvent *ev);
 
+/*
+ * May event_data() run code of users' (casts to json of their types)?  Then
+ * *owner is the table's owner.
+ */
+extern bool event_runs_user_code(const SdEvent *ev, Oid *owner);
+
 /* The whole event as a resolver sees it, around visible data. */
 extern Jsonb *event_envelope(const SdEvent *ev, uint64 id, Jsonb *data);
 

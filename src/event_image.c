@@ -246,8 +246,8 @@ image_to_jsonb(const SdEvent *ev, uint32 offset, TupleDesc desc)
 	HeapTupleHeader copy = palloc(size);
 	Jsonb	   *result;
 
+	Assert(HeapTupleHeaderGetTypeId(image) == RECORDOID);
 	memcpy(copy, image, size);
-	HeapTupleHeaderSetTypeId(copy, desc->tdtypeid);
 	HeapTupleHeaderSetTypMod(copy, desc->tdtypmod);
 	result = DatumGetJsonbP(FunctionCall1(to_jsonb_function(), PointerGetDatum(copy)));
 	pfree(copy);
@@ -327,6 +327,15 @@ op_name(uint8 op)
 			break;
 	}
 	elog(ERROR, "unknown operation of an event: %d", op);
+}
+
+bool
+event_runs_user_code(const SdEvent *ev, Oid *owner)
+{
+	if (ev->source != SD_SOURCE_CHANGE || (ev->row == 0 && ev->old == 0) || get_desc(ev)->builtin)
+		return false;
+	*owner = table_owner(ev);
+	return true;
 }
 
 Jsonb *

@@ -310,10 +310,6 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 		copies_count_published(&tx);
 	}
 	else
-	{
 		blocks_release_room(&tx);
-		copies_give_up(&tx);
-		copies_count_gaps(&tx);
-	}
 	return linked;
 }

@@ -149,6 +149,7 @@ add_gap(SdChannel *channel, uint32 *mask)
 	if (channel == NULL)
 		return false;
 	pg_atomic_fetch_add_u32(&channel->gaps, 1);
+	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].gap_requests, 1);
 	*mask |= dispatcher_bit(channel->dispatcher);
 	return true;
 }

@@ -11,13 +11,14 @@
  *	   Python's back.
  *	2. pytimeout_interrupt(), called from a signal handler, tells Python that
  *	   a SIGINT came (PyErr_SetInterruptEx, made for signal handlers).
- *	3. Python then runs our handler, which raises KeyboardInterrupt.  That
- *	   alone ends loops and sleeps; but code may catch what we raise.
- *	   Therefore the handler also installs a trace function, in C, that raises
+ *	3. Python then runs our handler, which raises KeyboardInterrupt, once.
+ *	   That ends loops and sleeps; "with" and "finally" do their work.
+ *	4. Code may catch what we raise.  If it is still there after PATIENCE
+ *	   interrupts, the handler installs a trace function, in C, that raises
  *	   again at each line and each call.  Unlike one installed by
  *	   sys.settrace() it is not removed when it raises: each "except" and
  *	   "finally" is left at its first line, however deeply they are nested.
- *	4. pytimeout_leave() removes the trace function, so the next call of the
+ *	5. pytimeout_leave() removes the trace function, so the next call of the
  *	   language finds nothing of it.  A SIGINT that Python has not yet seen by
  *	   then does nothing: the handler looks at "wanted" first.
  *
@@ -27,7 +28,9 @@
  * they get, and crash.  In a server where nobody interrupts Python they are
  * right.  So nothing is raised unless it will arrive where exceptions are
  * expected: may_raise() looks at the stack.  Elsewhere the code goes on until
- * it is back in a function's own code, or has ended.
+ * it is back in a function's own code, or has ended.  Nor is anything raised in
+ * Python's import machinery itself (the module's own code is no part of it):
+ * its clean-up, cut short, would leave half a module behind for good.
  *
  * A blocking system call of Python's (a read from a socket without a timeout)
  * is taken up again by the kernel after a handler with SA_RESTART, as all of
@@ -77,6 +80,9 @@
 
 #define PLPYTHON_HANDLER	"plpython3_call_handler"
 
+/* Interrupts that code is given to catch the first, and clean up. */
+#define PATIENCE		5
+
 /* Functions on the stack that are looked at, for one that called Python. */
 #define MAX_STACK		4096
 
@@ -111,6 +117,9 @@ static struct
 	PyAny	   *(*call_method) (PyAny *object, const char *name, const char *format,...);
 	void		(*incref) (PyAny *object);
 	void		(*decref) (PyAny *object);
+	PyAny	   *(*get_attr) (PyAny *object, const char *name);
+	PyAny	   *(*tuple_item) (PyAny *tuple, ssize_t i);
+	const char *(*as_utf8) (PyAny *string);
 	PyAny	   *none;
 	PyAny	  **keyboard_interrupt;
 }			py;
@@ -126,8 +135,11 @@ static volatile PyState state = PY_UNKNOWN;
 
 /* Shared with signal handlers. */
 static volatile sig_atomic_t inside = false;	/* user code runs */
-static volatile sig_atomic_t wanted = 0;	/* interrupts asked for since */
+static volatile sig_atomic_t wanted = 0;	/* interrupts asked for since, up to
+											 * PATIENCE + 1 */
 static volatile sig_atomic_t unrestarted = false;	/* SIGALRM lost SA_RESTART */
+
+static bool raised = false;		/* an exception, since user code began */
 
 /* ---- called by Python ---- */
 
@@ -164,7 +176,7 @@ is_server_file(const Dl_info *info)
  * became by a tail call, and nothing else.  When in doubt: no.
  */
 static bool
-may_raise(void)
+stack_allows(void)
 {
 #ifdef HAVE_EXECINFO_H
 	static void *stack[MAX_STACK];
@@ -192,27 +204,59 @@ may_raise(void)
 	return false;
 }
 
+/* Is this frame one of the import machinery's? */
+static bool
+is_importing(PyAny *frame)
+{
+	PyAny	   *code = frame ? py.get_attr(frame, "f_code") : NULL;
+	PyAny	   *file = code ? py.get_attr(code, "co_filename") : NULL;
+	const char *name = file ? py.as_utf8(file) : NULL;
+	bool		result = name != NULL && strncmp(name, "<frozen importlib", 17) == 0;
+
+	if (name == NULL)
+		py.clear();				/* no frame */
+	if (file != NULL)
+		py.decref(file);
+	if (code != NULL)
+		py.decref(code);
+	return result;
+}
+
+static bool
+may_raise(PyAny *frame)
+{
+	return !is_importing(frame) && stack_allows();
+}
+
+static void
+raise_exception(void)
+{
+	raised = true;
+	py.set_string(*py.keyboard_interrupt, "interrupted by subdispatch");
+}
+
+/* The trace function: 0, or -1 with an exception. */
 static int
 raise_again(PyAny *self, PyAny *frame, int what, PyAny *arg)
 {
 	/* where an exception passes through already, it goes on */
-	if (!wanted || what == PY_TRACE_EXCEPTION || what == PY_TRACE_RETURN || !may_raise())
+	if (!wanted || what == PY_TRACE_EXCEPTION || what == PY_TRACE_RETURN ||
+		!may_raise(frame))
 		return 0;
-	py.set_string(*py.keyboard_interrupt, "interrupted by subdispatch");
+	raise_exception();
 	return -1;
 }
 
+/* The signal handler, as Python calls it: with the signal and the frame. */
 static PyAny *
 on_interrupt(PyAny *self, PyAny *args)
 {
-	if (wanted)
-	{
+	if (wanted > PATIENCE)
 		py.set_trace(raise_again, NULL);
-		if (may_raise())
-		{
-			py.set_string(*py.keyboard_interrupt, "interrupted by subdispatch");
-			return NULL;
-		}
+	if (wanted && (!raised || wanted > PATIENCE) && may_raise(py.tuple_item(args, 1)))
+	{
+		raise_exception();
+		return NULL;
 	}
 	py.incref(py.none);
 	return py.none;
@@ -243,6 +287,9 @@ find_symbols(void)
 		{"PyObject_CallMethod", &py.call_method},
 		{"Py_IncRef", &py.incref},
 		{"Py_DecRef", &py.decref},
+		{"PyObject_GetAttrString", &py.get_attr},
+		{"PyTuple_GetItem", &py.tuple_item},
+		{"PyUnicode_AsUTF8", &py.as_utf8},
 		{"_Py_NoneStruct", &py.none},
 		{"PyExc_KeyboardInterrupt", &py.keyboard_interrupt},
 	};
@@ -417,6 +464,7 @@ void
 pytimeout_enter(void)
 {
 	wanted = 0;
+	raised = false;
 	inside = (state == PY_READY);
 }
 
@@ -462,7 +510,7 @@ pytimeout_interrupt(void)
 				unrestarted = true;
 		}
 	}
-	if (wanted < 2)
+	if (wanted <= PATIENCE)
 		wanted++;
 	if (py.set_interrupt_ex != NULL)
 		(void) py.set_interrupt_ex(SIGINT);

@@ -351,6 +351,7 @@ static void
 listen_anew(SdChannel *channel)
 {
 	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].listen_requests, 1);
+	database_wake(channel->db, channel->dispatcher);
 }
 
 static SdChannel *

@@ -76,6 +76,14 @@ run_suite() {
 	local suite=$1 build=$2 dir=$3 label="$1 ($2)" log=$BASE/$2-$1.log rc=0 start=$SECONDS ok=0 bad=0 not_ok
 	shift 3
 	say "$label"
+	# pg_regress gives up at the first test without expected output, and with it on all tests after that one.
+	if [ "$dir" = . ] || [ "$dir" = output_iso ]; then
+		"${AS[@]}" bash -c 'for f in sql/*.sql test/isolation/specs/*.spec; do
+			n=${f##*/} d=expected
+			case $f in sql/subdispatch--*) continue ;; *.spec) d=test/isolation/expected ;; esac
+			[ ! -e "$f" ] || [ -e "$d/${n%.*}.out" ] || { mkdir -p $d; touch "$d/${n%.*}.out"; }
+		done'
+	fi
 	# shellcheck disable=SC2016
 	run_job "$SUITE_TIMEOUT" bash -c 'set -o pipefail; log=$1; shift; "$@" 2>&1 | tee "$log"' bash "$log" "$@" || rc=$?
 	if [ $rc = 124 ] || [ $rc = 137 ]; then

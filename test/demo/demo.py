@@ -324,12 +324,12 @@ class Demo:
         print()
         print("first responses:")
         for name in ("history", "accounts", "phone-01", "phone-09"):
-            print("  " + (self.ledgers[name].first or "none"))
+            print("  " + (self.ledgers[name].first or "none")[:600])
         print()
         if self.problem_count:
             print("FAILED, %s problems:" % number(self.problem_count))
             for problem in self.problems:
-                print("  " + problem)
+                print("  " + problem[:300])
             return 1
         print("OK: every committed row reached every subscription that it matches, exactly once;")
         print("    each account's changes came in the order of their commits.")
