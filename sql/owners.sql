@@ -74,8 +74,13 @@ SELECT subscription_id, response::jsonb #> '{payload,data,user}' AS "user" FROM 
 RESET ROLE;
 -- An identity each: owner and role.
 SELECT variables AS "user", count(*) FROM tst.calls GROUP BY 1 ORDER BY 1;
-TRUNCATE tst.calls;
 SELECT tst.clean();
+SET ROLE regress_sub_alice;
+SELECT tst.clean();
+SET ROLE regress_sub_gateway;
+SELECT tst.clean();
+RESET ROLE;
+TRUNCATE tst.calls;
 
 -- EXECUTE on the resolver is asked at subscribe(), and again at every event.
 CREATE FUNCTION tst.restricted(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT event->''data''';

@@ -66,7 +66,7 @@ SELECT tst.fails($$SELECT subdispatch.publish(repeat('c', 10000000), '1')$$);
 
 -- A channel's name is just a string.
 SELECT subdispatch.subscribe(c, id => 'odd ' || c) FROM unnest('{"UPPER", "with space", "quote''\"s", "a.b", "x.*", "%"}'::text[]) c;
-SELECT subdispatch.publish(c, to_jsonb(c)) FROM unnest('{"UPPER", "with space", "quote''\"s", "a.b", "x.*", "%", "upper", "x.y"}'::text[]) c;
+SELECT count(subdispatch.publish(c, to_jsonb(c)) IS NULL) FROM unnest('{"UPPER", "with space", "quote''\"s", "a.b", "x.*", "%", "upper", "x.y"}'::text[]) c;
 SELECT s.id, array(SELECT * FROM tst.results(s.id)) AS got FROM subdispatch.subscriptions s WHERE s.id LIKE 'odd %' ORDER BY s.id COLLATE "C";
 
 -- '*' gets every event, in the order of ids.

@@ -1,15 +1,37 @@
 /*-------------------------------------------------------------------------
  *
  * dispatch.h
- *	  What dispatch.c needs of visibility.c and payload.c.
+ *	  What the files that dispatch a batch share: dispatch.c, audience.c,
+ *	  respond.c, visibility.c, payload.c.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef SD_DISPATCH_H
 #define SD_DISPATCH_H
 
+#include "database.h"
 #include "event.h"
 #include "stream.h"
+
+/* One event of a batch; lives in dispatch_context. */
+typedef struct DispatchEvent
+{
+	SdEvent    *ev;
+	uint64		id;
+	Jsonb	   *data;			/* NULL until somebody needs it */
+	SdBody	   *body;			/* data as a payload without a key, or NULL */
+	SdStream  **work;			/* streams whose resolver is to be called */
+	int			nwork;
+	int			work_size;
+	TimestampTz taken_at;
+	bool		measured;
+} DispatchEvent;
+
+/* This process's own, set by dispatch_inhand(). */
+extern SdDatabase *dispatch_db;
+extern int	dispatch_me;
+extern MemoryContext dispatch_context;	/* reset for every batch */
+extern SdDispatcher *dispatch_self(void);
 
 /* ---- who may see (visibility.c) ---- */
 

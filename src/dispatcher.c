@@ -312,9 +312,11 @@ step_sweep(void)
 	if (my_index != 0)
 		return;
 	now = GetCurrentTimestamp();
-	if (now < next_sweep || !begin_step(STEP_SWEEP))
+	if (now < next_sweep)
 		return;
 	next_sweep = now + SWEEP_INTERVAL;
+	if (!begin_step(STEP_SWEEP))
+		return;
 	subscription_sweep(my_db);
 	place_retire_if_idle(now);
 	end_step();

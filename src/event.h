@@ -44,6 +44,7 @@ typedef struct SdEvent
 	bool		star_copy;		/* only for the streams of '*': the channel's own
 								 * are served from another dispatcher's copy */
 	bool		own_channel;	/* serve the channel's own streams */
+	bool		second;			/* another copy is counted as the event */
 	TimestampTz timestamp;		/* when it was published */
 	uint32		channel;		/* offsets of strings */
 	uint32		channel_len;

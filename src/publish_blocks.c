@@ -117,6 +117,7 @@ make_block(const PublishTx *tx, int d, const Run *run)
 		to->ordinal = i;
 		to->own_channel = d == p->home;
 		to->star_copy = d != p->home;
+		to->second = d != p->home && (p->copies & COPY_HOME) != 0;
 		block->last_ordinal = i;
 		to = event_next(to);
 	}

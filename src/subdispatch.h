@@ -9,7 +9,9 @@
  *	  bus_memory.c    the queue in shared memory: tickets, order, room
  *	  bus_notify.c    the other way in: NOTIFY, and the dispatcher's LISTEN
  *	  dispatcher.c    a dispatcher's life: latch loop, batches, housekeeping
- *	  dispatch.c      one batch: which streams an event concerns, what they get
+ *	  dispatch.c      one batch: transactions, errors, attempts
+ *	  audience.c      which streams an event concerns
+ *	  respond.c       what they get (visibility.c: may they? payload.c: bytes)
  *	  event.c         an event as jsonb: row images, envelope
  *	  match.c         filters
  *	  security.c      as whom user code runs

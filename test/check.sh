@@ -78,6 +78,7 @@ run_suite() {
 	say "$label"
 	# pg_regress gives up at the first test without expected output, and with it on all tests after that one.
 	if [ "$dir" = . ] || [ "$dir" = output_iso ]; then
+		# shellcheck disable=SC2016
 		"${AS[@]}" bash -c 'for f in sql/*.sql test/isolation/specs/*.spec; do
 			n=${f##*/} d=expected
 			case $f in sql/subdispatch--*) continue ;; *.spec) d=test/isolation/expected ;; esac

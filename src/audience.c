@@ -1,0 +1,250 @@
+/*-------------------------------------------------------------------------
+ *
+ * audience.c
+ *	  Which streams an event concerns.
+ *
+ * The streams of the event's channel and of '*' are visited in pieces, pinned,
+ * with no lock held.  The pins are kept until audience_release(), so that what
+ * is put off until resolvers have run can refer to them; they are process-wide
+ * and also given back when the process ends.
+ *
+ * Locks: registry_lock shared, for a piece of a channel's streams at a time.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+
+#include "audience.h"
+#include "dispatcher.h"
+#include "registry.h"
+#include "respond.h"
+
+#define STREAMS_PER_LOCK	128
+
+static SdStream **pins = NULL;
+static int	npins = 0;
+static int	pins_size = 0;
+static SdChannel *pinned_channel = NULL;
+
+/* ---- pins ---- */
+
+void
+audience_unpin_channel(void)
+{
+	if (pinned_channel)
+		channel_unref(pinned_channel);
+	pinned_channel = NULL;
+}
+
+void
+audience_release(void)
+{
+	audience_unpin_channel();
+	while (npins > 0)
+		stream_unpin(pins[--npins]);
+}
+
+/* Makes room for n more pins, so that pinning cannot fail under a lock. */
+static void
+reserve_pins(int n)
+{
+	if (npins + n <= pins_size)
+		return;
+	pins_size = Max(pins_size * 2, npins + n + STREAMS_PER_LOCK);
+	if (pins)
+		pins = repalloc_huge(pins, pins_size * sizeof(SdStream *));
+	else
+		pins = MemoryContextAllocHuge(TopMemoryContext, pins_size * sizeof(SdStream *));
+}
+
+/* ---- which streams an event concerns ---- */
+
+/* One set of streams of a channel; path NULL: those without an index key. */
+typedef struct Place
+{
+	char	   *path;
+	int			pathlen;
+	uint64		value_hash;
+} Place;
+
+/*
+ * Copies the channel's index paths into memory that was allocated for "room"
+ * of them; returns how many there are, which may be more.  The channel is
+ * pinned.
+ */
+static int
+copy_paths(SdChannel *channel, Place *places, int room)
+{
+	int			n = 0;
+	dlist_iter	iter;
+
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	dlist_foreach(iter, &channel->paths)
+	{
+		SdIndexPath *p = dlist_container(SdIndexPath, node, iter.cur);
+
+		if (n < room)
+		{
+			memcpy(places[n].path, p->path, p->pathlen);
+			places[n].pathlen = p->pathlen;
+		}
+		n++;
+	}
+	LWLockRelease(&sd_shared->registry_lock);
+	return n;
+}
+
+/* All index paths of the channel, and how many. */
+static Place *
+get_paths(SdChannel *channel, int *n)
+{
+	static Place *places = NULL;
+	static int	room = 0;
+
+	while ((*n = copy_paths(channel, places, room)) > room)
+	{
+		int			more = *n + 16;
+
+		if (places == NULL)
+			places = MemoryContextAlloc(TopMemoryContext, sizeof(Place) * more);
+		else
+			places = repalloc_huge(places, sizeof(Place) * more);
+		while (room < more)
+		{
+			places[room].path = MemoryContextAlloc(TopMemoryContext, FILTER_INDEX_PATH_MAX);
+			room++;
+		}
+	}
+	return places;
+}
+
+/*
+ * Visits the streams of one place.  Pins a piece at a time, from the end of
+ * the array: one that goes is replaced by the last, which was visited before,
+ * so none that was there at the beginning is missed.
+ */
+static void
+visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVisitor visit)
+{
+	uint32		at = PG_UINT32_MAX;
+
+	do
+	{
+		int			first;
+		SdStreamVec *vec;
+
+		reserve_pins(STREAMS_PER_LOCK);
+		first = npins;
+		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+		vec = registry_streams(channel, place->path, place->pathlen, place->value_hash);
+		at = Min(at, vec ? vec->n : 0);
+		while (at > 0 && npins - first < STREAMS_PER_LOCK)
+			pins[npins++] = stream_pin(vec->items[--at]);
+		LWLockRelease(&sd_shared->registry_lock);
+
+		for (int i = first; i < npins; i++)
+			visit(e, pins[i]);
+	} while (at > 0);
+}
+
+/* A TRUNCATE has no row: filters have nothing to look at and let it pass. */
+bool
+audience_ignores_filters(const DispatchEvent *e)
+{
+	return e->ev->source == SD_SOURCE_CHANGE && e->ev->op == SD_OP_TRUNCATE;
+}
+
+/*
+ * Copies which values (their hashes) streams ask for at the path, and counts
+ * them; false if there are more than there is room for.
+ */
+static bool
+copy_values(SdChannel *channel, const Place *place, uint64 *values, int room, int *n)
+{
+	dlist_iter	p;
+	dlist_iter	b;
+
+	*n = 0;
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	dlist_foreach(p, &channel->paths)
+	{
+		SdIndexPath *path = dlist_container(SdIndexPath, node, p.cur);
+
+		if (path->pathlen != place->pathlen || memcmp(path->path, place->path, place->pathlen) != 0)
+			continue;
+		dlist_foreach(b, &path->buckets)
+		{
+			if (*n < room)
+				values[*n] = dlist_container(SdBucket, node, b.cur)->value_hash;
+			(*n)++;
+		}
+	}
+	LWLockRelease(&sd_shared->registry_lock);
+	return *n <= room;
+}
+
+/* Visits the streams of a path whatever value they ask for. */
+static void
+visit_all_values(DispatchEvent *e, SdChannel *channel, Place *place, AudienceVisitor visit)
+{
+	uint64	   *values = NULL;
+	int			room = 0;
+	int			n;
+
+	while (!copy_values(channel, place, values, room, &n))
+	{
+		room = n + 64;
+		values = MemoryContextAllocHuge(dispatch_context, room * sizeof(uint64));
+	}
+	for (int i = 0; i < n; i++)
+	{
+		place->value_hash = values[i];
+		visit_place(e, channel, place, visit);
+	}
+}
+
+static void
+visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, AudienceVisitor visit)
+{
+	SdChannel  *channel;
+	Place	   *places;
+	Place		plain = {NULL, 0, 0};
+	int			npaths;
+
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	channel = channel_lookup(dispatch_db->dboid, name, len, hash);
+	if (channel)
+		pg_atomic_fetch_add_u32(&channel->refs, 1);
+	LWLockRelease(&sd_shared->registry_lock);
+	if (channel == NULL)
+		return;
+
+	pinned_channel = channel;
+	pg_atomic_fetch_add_u64(&channel->events, 1);
+	respond_need_data(e);
+	places = get_paths(channel, &npaths);
+	for (int i = 0; i < npaths; i++)
+	{
+		if (audience_ignores_filters(e))
+			visit_all_values(e, channel, &places[i], visit);
+		else if (filter_event_key(&e->data->root, places[i].path, places[i].pathlen,
+								  &places[i].value_hash))
+			visit_place(e, channel, &places[i], visit);
+	}
+	visit_place(e, channel, &plain, visit);
+	audience_unpin_channel();
+}
+
+void
+audience_visit(DispatchEvent *e, AudienceVisitor visit)
+{
+	uint32		star = channel_hash(SD_STAR, 1);
+
+	if (e->ev->own_channel)
+		visit_channel(e, EVENT_CHANNEL(e->ev), e->ev->channel_len, e->ev->channel_hash, visit);
+	if (channel_dispatcher(star) == dispatch_me && pg_atomic_read_u32(&dispatch_db->nstar) > 0)
+		visit_channel(e, SD_STAR, 1, star, visit);
+}

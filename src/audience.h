@@ -1,0 +1,30 @@
+/*-------------------------------------------------------------------------
+ *
+ * audience.h
+ *	  Which streams an event concerns.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_AUDIENCE_H
+#define SD_AUDIENCE_H
+
+#include "dispatch.h"
+
+typedef void (*AudienceVisitor) (DispatchEvent *e, SdStream *stream);
+
+/*
+ * Calls visit() for every stream of the event's channel and of '*' that this
+ * dispatcher serves, but for those whose filter asks for another value than the
+ * event's.  No lock is held meanwhile; the streams stay pinned.  May raise the
+ * errors of making the event's data, and visit()'s.
+ */
+extern void audience_visit(DispatchEvent *e, AudienceVisitor visit);
+
+/* A TRUNCATE has no row: filters have nothing to look at and let it pass. */
+extern bool audience_ignores_filters(const DispatchEvent *e);
+
+/* Gives back what an error left pinned of a visit, or all pins. */
+extern void audience_unpin_channel(void);
+extern void audience_release(void);
+
+#endif							/* SD_AUDIENCE_H */

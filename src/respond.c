@@ -1,0 +1,414 @@
+/*-------------------------------------------------------------------------
+ *
+ * respond.c
+ *	  What an event's streams get.
+ *
+ * First phase, respond_show(): every stream of the audience that may see the
+ * event and whose filter it passes gets its response, or stands in the event's
+ * work list if it has a resolver.  Second phase, respond_resolve(): each
+ * resolver is called once for all streams that share the call; what comes of
+ * it are outcomes, which respond_release() makes readable once the transaction
+ * has committed.
+ *
+ * Locks: streams' locks inside stream.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "audience.h"
+#include "registry.h"
+#include "resolver.h"
+#include "respond.h"
+#include "security.h"
+
+#define MAX_ATTEMPTS		3	/* deaths over one event before it is given up */
+
+/* Done when the transaction has committed. */
+typedef struct Outcome
+{
+	SdStream   *stream;
+	uint64		event_id;
+	SdBody	   *body;			/* one reference; NULL without memory */
+	enum
+	{
+		OUTCOME_RESPONSE, OUTCOME_NOTHING, OUTCOME_LIMITED, OUTCOME_END
+	}			kind;
+	SdEnd		end;
+	bool		timed_out;
+} Outcome;
+
+static Outcome *outcomes = NULL;
+static int	noutcomes = 0;
+static int	outcomes_size = 0;
+
+/* ---- outcomes: process-wide, so that nothing leaks ---- */
+
+void
+respond_forget(void)
+{
+	while (noutcomes > 0)
+		body_unref(outcomes[--noutcomes].body);
+}
+
+static Outcome *
+add_outcome(SdStream *stream, uint64 event_id)
+{
+	Outcome    *o;
+
+	if (noutcomes == outcomes_size)
+	{
+		outcomes_size = outcomes_size ? outcomes_size * 2 : 64;
+		if (outcomes)
+			outcomes = repalloc_huge(outcomes, outcomes_size * sizeof(Outcome));
+		else
+			outcomes = MemoryContextAllocHuge(TopMemoryContext, outcomes_size * sizeof(Outcome));
+	}
+	o = &outcomes[noutcomes++];
+	memset(o, 0, sizeof(Outcome));
+	o->stream = stream;
+	o->event_id = event_id;
+	return o;
+}
+
+/* ---- the first phase ---- */
+
+static void
+make_data(void *arg)
+{
+	DispatchEvent	   *e = arg;
+	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
+
+	e->data = event_data(e->ev);
+	MemoryContextSwitchTo(old);
+}
+
+/* Where that runs code of the table's owner, it does so like a resolver. */
+void
+respond_need_data(DispatchEvent *e)
+{
+	SdRights	rights = {0};
+	ErrorData  *error = NULL;
+
+	if (e->data)
+		return;
+	if (!event_runs_user_code(e->ev, &rights.role))
+	{
+		make_data(e);
+		return;
+	}
+	if (resolver_guarded(make_data, e, "cast of a row image", &rights, subdispatch_resolver_timeout,
+						 false, dispatch_context, &error) != RESOLVER_OK)
+	{
+		e->data = NULL;
+		ReThrowError(error);
+	}
+}
+
+static void
+add_work(DispatchEvent *e, SdStream *stream)
+{
+	if (e->nwork == e->work_size)
+	{
+		e->work_size = e->work_size ? e->work_size * 2 : 8;
+		if (e->work)
+			e->work = repalloc_huge(e->work, e->work_size * sizeof(SdStream *));
+		else
+			e->work = MemoryContextAllocHuge(dispatch_context, e->work_size * sizeof(SdStream *));
+	}
+	e->work[e->nwork++] = stream;
+}
+
+/*
+ * The event's data as a stored payload.  Streams without a response_key share
+ * one; the caller gets a reference of its own, or NULL without memory.
+ */
+static SdBody *
+data_body(DispatchEvent *e, SdStream *stream)
+{
+	if (stream->response_key)
+		return dispatch_result_body(e->data, stream->response_key);
+	if (e->body == NULL)
+		e->body = dispatch_result_body(e->data, NULL);
+	if (e->body)
+		pg_atomic_fetch_add_u32(&e->body->refs, 1);
+	return e->body;
+}
+
+static void
+count_limited(SdStream *stream)
+{
+	stats_add(&dispatch_self()->stats, SD_STAT_RATE_LIMITED, 1);
+}
+
+/* Does the stream's bucket have a token?  Takes it if take is true. */
+static bool
+within_rate(SdStream *stream, bool take)
+{
+	if (stream->rate_limit <= 0)
+		return true;
+	if (take)
+		return ratelimit_take(&stream->tokens, stream->rate_limit, stream->burst,
+							  GetCurrentTimestamp());
+	return ratelimit_peek(&stream->tokens, stream->rate_limit, stream->burst,
+						  GetCurrentTimestamp());
+}
+
+/* Shows the event to one stream. */
+static void
+show(DispatchEvent *e, SdStream *stream)
+{
+	SdEnd		end;
+	SdBody	   *body;
+
+	if (e->id <= stream->last_event_id)
+		return;
+	end = dispatch_identity_end(stream->identity, e->id);
+	if (end != SD_END_NONE)
+	{
+		subscription_end_stream(stream, end);
+		return;
+	}
+	if (!dispatch_may_see(stream->identity, e->ev))
+	{
+		stats_add(&dispatch_self()->stats, SD_STAT_DENIED_RLS, 1);
+		return;
+	}
+	if (stream->filter && !audience_ignores_filters(e) && !filter_match(stream->filter, &e->data->root))
+		return;
+	if (!within_rate(stream, !OidIsValid(stream->resolver)))
+	{
+		count_limited(stream);
+		stream_lose(stream, e->id, 1);
+		return;
+	}
+	if (OidIsValid(stream->resolver))
+	{
+		add_work(e, stream);
+		return;
+	}
+	body = data_body(e, stream);
+	stream_append(stream, e->id, body);
+	body_unref(body);
+}
+
+void
+respond_free_body(DispatchEvent *e)
+{
+	body_unref(e->body);
+	e->body = NULL;
+}
+
+void
+respond_show(DispatchEvent *e)
+{
+	e->nwork = 0;
+	audience_visit(e, show);
+	respond_free_body(e);
+}
+
+/* ---- the second phase ---- */
+
+static void
+add_response(SdStream *stream, uint64 event_id, SdBody *body)
+{
+	Outcome    *o = add_outcome(stream, event_id);
+
+	if (within_rate(stream, true))
+	{
+		o->kind = OUTCOME_RESPONSE;
+		o->body = body;
+		if (body)
+			pg_atomic_fetch_add_u32(&body->refs, 1);
+	}
+	else
+		o->kind = OUTCOME_LIMITED;
+}
+
+/* A result for some streams of a call that asked with the same variables. */
+static void
+add_result(DispatchEvent *e, SdStream **streams, int n, Jsonb *result)
+{
+	const char *key = NULL;
+	SdBody	   *body = NULL;
+	bool		made = false;
+
+	for (int i = 0; i < n; i++)
+	{
+		const char *its_key = streams[i]->response_key;
+
+		streams[i]->timeouts = 0;
+		if (result == NULL)
+		{
+			add_outcome(streams[i], e->id)->kind = OUTCOME_NOTHING;
+			continue;
+		}
+		if (!made || (key != its_key && (!key || !its_key || strcmp(key, its_key) != 0)))
+		{
+			body_unref(body);
+			body = dispatch_result_body(result, its_key);
+			key = its_key;
+			made = true;
+		}
+		add_response(streams[i], e->id, body);
+	}
+	body_unref(body);
+}
+
+void
+respond_failure(DispatchEvent *e, SdStream **streams, int n, ResolverStatus status,
+			int sqlerrcode, const char *message)
+{
+	SdBody	   *body = dispatch_error_body(message, sqlerrcode);
+
+	for (int i = 0; i < n; i++)
+	{
+		SdEnd		end = SD_END_NONE;
+
+		if (status == RESOLVER_GONE)
+			end = SD_END_RESOLVER_GONE;
+		else if (status == RESOLVER_DENIED)
+			end = SD_END_RESOLVER_DENIED;
+		else if (status == RESOLVER_TIMED_OUT)
+		{
+			if (++streams[i]->timeouts >= subdispatch_resolver_max_timeouts &&
+				subdispatch_resolver_max_timeouts > 0)
+				end = SD_END_RESOLVER_TIMEOUTS;
+		}
+		else
+			streams[i]->timeouts = 0;
+
+		if (status == RESOLVER_FAILED || status == RESOLVER_TIMED_OUT)
+			add_response(streams[i], e->id, body);
+		if (end != SD_END_NONE)
+		{
+			Outcome    *o = add_outcome(streams[i], e->id);
+
+			o->kind = OUTCOME_END;
+			o->end = end;
+		}
+	}
+	body_unref(body);
+}
+
+/* One resolver call and all that share it: streams[0 .. n). */
+static void
+call_resolver(DispatchEvent *e, SdStream **streams, int n)
+{
+	SdStream   *first = streams[0];
+	ResolverCall call = {
+		.fn = first->resolver, .batched = first->batched,
+		.timeout_ms = subdispatch_resolver_timeout, .result_context = dispatch_context
+	};
+	int		   *starts = palloc(sizeof(int) * (n + 1));
+	TimestampTz begin = GetCurrentTimestamp();
+	SdStats    *stats = &dispatch_self()->stats;
+
+	call.rights = security_make_rights(first->identity->role, first->identity->settings,
+									   subdispatch_context_settings);
+	call.event = event_envelope(e->ev, e->id, e->data);
+	call.variables = palloc(sizeof(Jsonb *) * n);
+	for (int i = 0; i < n; i++)
+		if (i == 0 || dispatch_compare_variables(streams[i - 1], streams[i]) != 0)
+		{
+			starts[call.nvariables] = i;
+			call.variables[call.nvariables++] = streams[i]->variables;
+		}
+	starts[call.nvariables] = n;
+
+	dispatch_self()->current_resolver = call.fn;
+	resolver_call(&call);
+	stats_add(stats, SD_STAT_RESOLVER_CALLS, 1);
+	stats_add(stats, SD_STAT_RESOLVER_TIME_US, GetCurrentTimestamp() - begin);
+
+	if (call.status == RESOLVER_OK)
+	{
+		for (int i = 0; i < call.nvariables; i++)
+			add_result(e, streams + starts[i], starts[i + 1] - starts[i], call.results[i]);
+		return;
+	}
+	stats_add(stats, SD_STAT_RESOLVER_ERRORS, 1);
+	if (call.status == RESOLVER_TIMED_OUT)
+		stats_add(stats, SD_STAT_RESOLVER_TIMEOUTS, 1);
+	dispatch_log_failure(call.fn, call.edata, call.message);
+	respond_failure(e, streams, n, call.status, call.sqlerrcode, call.message);
+}
+
+/* Killed the dispatcher MAX_ATTEMPTS times: not once more. */
+static bool
+given_up(DispatchEvent *e, SdStream **streams, int n)
+{
+	SdDispatcher *d = dispatch_self();
+
+	if (d->current_id != e->id || d->attempts <= MAX_ATTEMPTS ||
+		d->current_resolver != streams[0]->resolver)
+		return false;
+	respond_failure(e, streams, n, RESOLVER_FAILED, ERRCODE_ADMIN_SHUTDOWN,
+				"the dispatcher ended each time the resolver ran");
+	return true;
+}
+
+/*
+ * Calls the event's resolvers; isolated: only the call that begins at work
+ * item *at, which moves on to the next.
+ */
+void
+respond_resolve(DispatchEvent *e, int *at, bool isolated)
+{
+	MemoryContext old;
+
+	if (*at == 0)
+		qsort(e->work, e->nwork, sizeof(SdStream *), dispatch_compare_work);
+	old = MemoryContextSwitchTo(dispatch_context);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	while (*at < e->nwork)
+	{
+		SdStream  **streams = e->work + *at;
+		int			n = 1;
+
+		while (*at + n < e->nwork && dispatch_same_call(streams[0], streams[n]))
+			n++;
+		*at += n;
+		if (!given_up(e, streams, n))
+			call_resolver(e, streams, n);
+		if (isolated)
+			break;
+	}
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(old);
+}
+
+/* ---- after the commit ---- */
+
+/* Makes readable what the transaction that has just committed brought. */
+void
+respond_release(void)
+{
+	for (int i = 0; i < noutcomes; i++)
+	{
+		Outcome    *o = &outcomes[i];
+
+		switch (o->kind)
+		{
+			case OUTCOME_RESPONSE:
+				stream_append(o->stream, o->event_id, o->body);
+				break;
+			case OUTCOME_NOTHING:
+				stream_skip(o->stream, o->event_id);
+				break;
+			case OUTCOME_LIMITED:
+				count_limited(o->stream);
+				stream_lose(o->stream, o->event_id, 1);
+				break;
+			case OUTCOME_END:
+				subscription_end_stream(o->stream, o->end);
+				break;
+		}
+	}
+	respond_forget();
+}

@@ -1,0 +1,36 @@
+/*-------------------------------------------------------------------------
+ *
+ * respond.h
+ *	  What an event's streams get.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_RESPOND_H
+#define SD_RESPOND_H
+
+#include "dispatch.h"
+#include "resolver.h"
+
+/* Makes e->data, under the time limit of resolvers if that runs users' code. */
+extern void respond_need_data(DispatchEvent *e);
+
+/* The first phase.  Needs a transaction with a snapshot. */
+extern void respond_show(DispatchEvent *e);
+/* Gives back what an error left of it. */
+extern void respond_free_body(DispatchEvent *e);
+
+/*
+ * The second phase: calls the event's resolvers from work item *at on, which
+ * moves; isolated: only one.  Needs a transaction.
+ */
+extern void respond_resolve(DispatchEvent *e, int *at, bool isolated);
+/* The outcome of a call that failed, for the n streams that share it. */
+extern void respond_failure(DispatchEvent *e, SdStream **streams, int n, ResolverStatus status,
+							int sqlerrcode, const char *message);
+
+/* Makes the outcomes readable: after the commit. */
+extern void respond_release(void);
+/* Forgets them: after an error. */
+extern void respond_forget(void);
+
+#endif							/* SD_RESPOND_H */
