@@ -126,43 +126,54 @@ measure(DispatchEvent *e)
 	stats_add(&dispatch_self()->stats, SD_STAT_EVENTS_DISPATCHED, 1);
 }
 
-/* The whole of a batch; an error leaves the transaction to be aborted. */
+/* Calls an event's resolvers, with a commit whenever a slice is used up. */
 static void
+resolve_in_slices(DispatchEvent *e, TimestampTz *slice_end)
+{
+	int			at = 0;
+
+	attempt_begin(e);
+	for (;;)
+	{
+		respond_resolve(e, &at, *slice_end);
+		if (at >= e->nwork)
+			break;
+		commit_and_release();
+		*slice_end = GetCurrentTimestamp() + RESOLVER_SLICE;
+		begin();
+	}
+}
+
+/*
+ * The whole of a batch; an error leaves the transaction to be aborted.  Returns
+ * how many events are done with: when resolvers have used up a slice the rest
+ * is left for the next batch, so that events that came meanwhile are shown to
+ * the streams without a resolver first.
+ */
+static int
 run_together(DispatchEvent *events, int n)
 {
-	TimestampTz slice;
-	bool		resolvers = false;
+	TimestampTz slice_end;
 
 	begin();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	for (int i = 0; i < n; i++)
-	{
 		respond_show(&events[i]);
-		resolvers |= events[i].nwork > 0;
-	}
 	PopActiveSnapshot();
-	slice = GetCurrentTimestamp();
-	for (int i = 0; i < n && resolvers; i++)
+	slice_end = GetCurrentTimestamp() + RESOLVER_SLICE;
+	for (int i = 0; i < n; i++)
 	{
-		int			at = 0;
-
 		if (events[i].nwork == 0)
 			continue;
-		attempt_begin(&events[i]);
-		respond_resolve(&events[i], &at, false);
-		if (GetCurrentTimestamp() - slice > RESOLVER_SLICE)
-		{
-			commit_and_release();
-			for (int k = 0; k <= i; k++)
-				measure(&events[k]);
-			begin();
-			slice = GetCurrentTimestamp();
-		}
+		resolve_in_slices(&events[i], &slice_end);
+		if (GetCurrentTimestamp() >= slice_end)
+			n = i + 1;
 	}
 	commit_and_release();
+	attempt_end();
 	for (int i = 0; i < n; i++)
 		measure(&events[i]);
-	attempt_end();
+	return n;
 }
 
 typedef struct Try
@@ -174,6 +185,7 @@ typedef struct Try
 		TRY_TOGETHER, TRY_SHOW, TRY_RESOLVE
 	}			what;
 	int			at;				/* TRY_RESOLVE: work item to begin with */
+	int			ndone;			/* TRY_TOGETHER: events done with */
 	ErrorData  *error;			/* if it failed */
 } Try;
 
@@ -183,7 +195,7 @@ run_try(Try *t)
 	switch (t->what)
 	{
 		case TRY_TOGETHER:
-			run_together(t->events, t->n);
+			t->ndone = run_together(t->events, t->n);
 			break;
 		case TRY_SHOW:
 			begin();
@@ -195,7 +207,7 @@ run_try(Try *t)
 		case TRY_RESOLVE:
 			begin();
 			attempt_begin(t->events);
-			respond_resolve(t->events, &t->at, true);
+			respond_resolve(t->events, &t->at, 0);
 			commit_and_release();
 			attempt_end();
 			break;
@@ -288,7 +300,8 @@ run_isolated(DispatchEvent *e)
 	measure(e);
 }
 
-static void
+/* Returns how many events are done with, from the first on. */
+static int
 run_batch(DispatchEvent *events, int n)
 {
 	Try			t = {.events = events, .n = n, .what = TRY_TOGETHER};
@@ -299,20 +312,21 @@ run_batch(DispatchEvent *events, int n)
 	for (int i = 0; i < n; i++)
 		died_here |= d->attempts > 0 && d->current_id == events[i].id;
 	if (!died_here && attempt(&t))
-		return;
+		return t.ndone;
 	stats_add(&d->stats, SD_STAT_EVENTS_RETRIED, n);
 	for (int i = 0; i < n; i++)
 		if (n == 1 || died_here)
 			run_isolated(&events[i]);
 		else
-			run_batch(&events[i], 1);
+			(void) run_batch(&events[i], 1);
+	return n;
 }
 
 /* ---- in hand ---- */
 
 /*
  * Collects the next events in hand, from as many blocks as fill a batch.
- * Returns how many; *blocks tells from how many blocks.
+ * Returns how many.
  */
 static int
 next_batch(DispatchEvent *events)
@@ -361,7 +375,7 @@ done(int n)
 
 /*
  * Works off one batch of what is in hand.  Whatever a single event does, this
- * returns normally and the event is done with.
+ * returns normally and at least one event is done with.
  */
 void
 dispatch_inhand(SdDatabase *database, int dispatcher)
@@ -377,7 +391,7 @@ dispatch_inhand(SdDatabase *database, int dispatcher)
 	events = MemoryContextAlloc(dispatch_context, sizeof(DispatchEvent) * BATCH_EVENTS);
 	n = next_batch(events);
 	if (n > 0)
-		run_batch(events, n);
+		n = run_batch(events, n);
 	audience_release();
 	done(n);
 }

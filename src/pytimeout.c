@@ -27,7 +27,7 @@
  * result, not in the first import of decimal; some go on with the NULL that
  * they get, and crash.  In a server where nobody interrupts Python they are
  * right.  So nothing is raised unless it will arrive where exceptions are
- * expected: may_raise() looks at the stack.  Elsewhere the code goes on until
+ * expected: stack_allows() tells.  Elsewhere the code goes on until
  * it is back in a function's own code, or has ended.  Nor is anything raised in
  * Python's import machinery itself (the module's own code is no part of it):
  * its clean-up, cut short, would leave half a module behind for good.
@@ -140,6 +140,8 @@ static volatile sig_atomic_t wanted = 0;	/* interrupts asked for since, up to
 static volatile sig_atomic_t unrestarted = false;	/* SIGALRM lost SA_RESTART */
 
 static bool raised = false;		/* an exception, since user code began */
+static uintptr_t denied = 0;	/* where on the stack it was not to be, since
+								 * the last interrupt */
 
 /* ---- called by Python ---- */
 
@@ -222,12 +224,6 @@ is_importing(PyAny *frame)
 	return result;
 }
 
-static bool
-may_raise(PyAny *frame)
-{
-	return !is_importing(frame) && stack_allows();
-}
-
 static void
 raise_exception(void)
 {
@@ -235,14 +231,28 @@ raise_exception(void)
 	py.set_string(*py.keyboard_interrupt, "interrupted by subdispatch");
 }
 
-/* The trace function: 0, or -1 with an exception. */
+/*
+ * The trace function: 0, or -1 with an exception.
+ *
+ * Looking at the stack takes some 100 us.  What is called from where raising
+ * was found to be wrong is therefore not looked at again until the next
+ * interrupt, lest it be slowed down at each of its lines.
+ */
 static int
 raise_again(PyAny *self, PyAny *frame, int what, PyAny *arg)
 {
+	char		here;
+
 	/* where an exception passes through already, it goes on */
-	if (!wanted || what == PY_TRACE_EXCEPTION || what == PY_TRACE_RETURN ||
-		!may_raise(frame))
+	if (!wanted || what == PY_TRACE_EXCEPTION || what == PY_TRACE_RETURN)
 		return 0;
+	if ((uintptr_t) &here <= denied || is_importing(frame))
+		return 0;
+	if (!stack_allows())
+	{
+		denied = (uintptr_t) &here; /* stacks grow downwards */
+		return 0;
+	}
 	raise_exception();
 	return -1;
 }
@@ -251,9 +261,11 @@ raise_again(PyAny *self, PyAny *frame, int what, PyAny *arg)
 static PyAny *
 on_interrupt(PyAny *self, PyAny *args)
 {
+	denied = 0;
 	if (wanted > PATIENCE)
 		py.set_trace(raise_again, NULL);
-	if (wanted && (!raised || wanted > PATIENCE) && may_raise(py.tuple_item(args, 1)))
+	if (wanted && (!raised || wanted > PATIENCE) &&
+		!is_importing(py.tuple_item(args, 1)) && stack_allows())
 	{
 		raise_exception();
 		return NULL;

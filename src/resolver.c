@@ -94,11 +94,11 @@ static struct
 	const char *where;			/* more exactly, for their context; or NULL */
 	ResolverStatus status;		/* what an error means: set before it is raised */
 	int			timeout_ms;
-	bool		timer;			/* the timer is set */
 	/* shared with signal handlers */
 	volatile sig_atomic_t expired;	/* its time is over */
 	volatile sig_atomic_t ticks;	/* since then */
 	volatile sig_atomic_t given_up; /* the process is to end for it */
+	volatile sig_atomic_t canceled; /* somebody sent a signal */
 }			run;
 
 /* ---- the time limit ---- */
@@ -123,24 +123,19 @@ resolver_interrupt(void)
 {
 	int			save_errno = errno;
 
+	run.canceled = true;
 	pytimeout_interrupt();
 	errno = save_errno;
 }
 
 static void
-arm(int timeout_ms)
+arm(void)
 {
-	run.timeout_ms = timeout_ms;
-	run.expired = false;
-	run.ticks = 0;
-	run.given_up = false;
-	run.timer = timeout_ms > 0;
-
 	pytimeout_enter();
 	resolver_running = true;
-	if (run.timer)
+	if (run.timeout_ms > 0)
 		enable_timeout_every(timeout_id,
-							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms),
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), run.timeout_ms),
 							 TICK_MS);
 }
 
@@ -153,7 +148,7 @@ disarm(void)
 {
 	if (!resolver_running)
 		return;
-	if (run.timer)
+	if (run.timeout_ms > 0)
 		disable_timeout(timeout_id, false);
 	pytimeout_leave();
 	QueryCancelPending = false;
@@ -191,7 +186,7 @@ initialize(void)
 
 /* Raises an error unless all of it went well. */
 static void
-run_code(ResolverCode code, void *arg, const SdRights *rights, int timeout_ms)
+run_code(ResolverCode code, void *arg, const SdRights *rights)
 {
 	ErrorContextCallback callback;
 	SdGuard		guard;
@@ -205,7 +200,7 @@ run_code(ResolverCode code, void *arg, const SdRights *rights, int timeout_ms)
 	callback.arg = NULL;
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
-	arm(timeout_ms);
+	arm();
 	code(arg);
 	disarm();
 	if (run.expired)
@@ -220,8 +215,9 @@ run_code(ResolverCode code, void *arg, const SdRights *rights, int timeout_ms)
 }
 
 /*
- * What is told of an error after the limit: not the exception that happened to
- * end the code.  Where it was, which its context tells, is kept.
+ * What is told of an error after the limit, or after pg_cancel_backend(): not
+ * the exception that happened to end the code.  Where it was, which its
+ * context tells, is kept.
  */
 static void
 translate_error(ErrorData *edata, MemoryContext context)
@@ -229,10 +225,16 @@ translate_error(ErrorData *edata, MemoryContext context)
 	MemoryContext old = MemoryContextSwitchTo(context);
 
 	edata->sqlerrcode = ERRCODE_QUERY_CANCELED;
-	edata->message = psprintf("%s timed out after %d ms", run.what, run.timeout_ms);
 	edata->detail = NULL;
 	edata->detail_log = NULL;
-	edata->hint = pstrdup("The time limit is set by \"subdispatch.resolver_timeout\".");
+	edata->hint = NULL;
+	if (run.expired)
+	{
+		edata->message = psprintf("%s timed out after %d ms", run.what, run.timeout_ms);
+		edata->hint = pstrdup("The time limit is set by \"subdispatch.resolver_timeout\".");
+	}
+	else
+		edata->message = psprintf("%s canceled by a user's request", run.what);
 	MemoryContextSwitchTo(old);
 }
 
@@ -252,10 +254,9 @@ recover(MemoryContext result_context, int nest_level, bool bare)
 	edata = CopyErrorData();
 	FlushErrorState();
 	if (run.expired)
-	{
 		run.status = RESOLVER_TIMED_OUT;
+	if (run.expired || run.canceled)
 		translate_error(edata, result_context);
-	}
 	if (!bare)
 	{
 		while (GetCurrentTransactionNestLevel() > nest_level)
@@ -283,16 +284,18 @@ resolver_guarded(ResolverCode code, void *arg, const char *what,
 	run.what = what;
 	run.where = NULL;
 	run.status = RESOLVER_FAILED;
-	run.expired = false;
-	run.given_up = false;
 	run.timeout_ms = timeout_ms;
+	run.expired = false;
+	run.ticks = 0;
+	run.given_up = false;
+	run.canceled = false;
 
 	if (!bare)
 		BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(work_context);
 	PG_TRY();
 	{
-		run_code(code, arg, rights, timeout_ms);
+		run_code(code, arg, rights);
 		if (!bare)
 			ReleaseCurrentSubTransaction();
 		run.status = RESOLVER_OK;
@@ -367,15 +370,8 @@ resolver_check(Oid fn, Oid role, bool *batched)
 bool
 resolver_is_immutable(Oid fn)
 {
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fn));
-	bool		result = false;
-
-	if (HeapTupleIsValid(tuple))
-	{
-		result = ((Form_pg_proc) GETSTRUCT(tuple))->provolatile == PROVOLATILE_IMMUTABLE;
-		ReleaseSysCache(tuple);
-	}
-	return result;
+	return SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(fn)) &&
+		func_volatile(fn) == PROVOLATILE_IMMUTABLE;
 }
 
 /*
@@ -400,11 +396,12 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 static void
 make_function_cache(void)
 {
-	HASHCTL		ctl;
+	HASHCTL		ctl = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(ResolverFn),
+		.hcxt = TopMemoryContext
+	};
 
-	ctl.keysize = sizeof(Oid);
-	ctl.entrysize = sizeof(ResolverFn);
-	ctl.hcxt = TopMemoryContext;
 	functions = hash_create("subdispatch resolvers", 32, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
@@ -423,14 +420,15 @@ static void
 load_function(ResolverFn *f)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(f->fn));
-	bool		fits;
 	Oid			fn = f->fn;
+	bool		fits = false;
 	MemoryContext old;
 
-	fits = HeapTupleIsValid(tuple) &&
-		has_resolver_form((Form_pg_proc) GETSTRUCT(tuple), &f->batched);
 	if (HeapTupleIsValid(tuple))
+	{
+		fits = has_resolver_form((Form_pg_proc) GETSTRUCT(tuple), &f->batched);
 		ReleaseSysCache(tuple);
+	}
 	if (!fits)
 	{
 		run.status = RESOLVER_GONE;
@@ -445,7 +443,6 @@ load_function(ResolverFn *f)
 										   ALLOCSET_SMALL_SIZES);
 	else
 		MemoryContextReset(f->context);
-	f->name = NULL;
 	old = MemoryContextSwitchTo(f->context);
 	f->name = psprintf("resolver %s", format_procedure_qualified(fn));
 	MemoryContextSwitchTo(old);

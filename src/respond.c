@@ -354,16 +354,34 @@ given_up(DispatchEvent *e, SdStream **streams, int n)
 }
 
 /*
+ * Streams whose subscriptions have gone since the event was shown need no
+ * call.  Read without a lock: one that goes a moment later is called for.
+ */
+static void
+leave_out_ended(DispatchEvent *e)
+{
+	int			n = 0;
+
+	for (int i = 0; i < e->nwork; i++)
+		if (e->work[i]->nsubscriptions > 0)
+			e->work[n++] = e->work[i];
+	e->nwork = n;
+}
+
+/*
  * Calls the event's resolvers; isolated: only the call that begins at work
  * item *at, which moves on to the next.
  */
 void
-respond_resolve(DispatchEvent *e, int *at, bool isolated)
+respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
 {
 	MemoryContext old;
 
 	if (*at == 0)
+	{
+		leave_out_ended(e);
 		qsort(e->work, e->nwork, sizeof(SdStream *), dispatch_compare_work);
+	}
 	old = MemoryContextSwitchTo(dispatch_context);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	while (*at < e->nwork)
@@ -376,7 +394,7 @@ respond_resolve(DispatchEvent *e, int *at, bool isolated)
 		*at += n;
 		if (!given_up(e, streams, n))
 			call_resolver(e, streams, n);
-		if (isolated)
+		if (GetCurrentTimestamp() >= until)
 			break;
 	}
 	PopActiveSnapshot();

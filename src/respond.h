@@ -21,9 +21,10 @@ extern void respond_free_body(DispatchEvent *e);
 
 /*
  * The second phase: calls the event's resolvers from work item *at on, which
- * moves; isolated: only one.  Needs a transaction.
+ * moves, until all were called or, after the first, the time has come.  Needs a
+ * transaction.
  */
-extern void respond_resolve(DispatchEvent *e, int *at, bool isolated);
+extern void respond_resolve(DispatchEvent *e, int *at, TimestampTz until);
 /* The outcome of a call that failed, for the n streams that share it. */
 extern void respond_failure(DispatchEvent *e, SdStream **streams, int n, ResolverStatus status,
 							int sqlerrcode, const char *message);

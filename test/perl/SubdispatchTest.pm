@@ -24,7 +24,8 @@ sub start_node
 	my ($name, %settings) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 	$node->init;
-	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'subdispatch'\n");
+	# Several databases at once need more workers than the default has room for.
+	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'subdispatch'\nmax_worker_processes = 32\n");
 	foreach my $setting (sort keys %settings)
 	{
 		my $full = $setting =~ /^\.(.*)/ ? $1 : "subdispatch.$setting";
@@ -143,10 +144,13 @@ sub session
 sub background
 {
 	my ($node, $sql, $db) = @_;
-	my $h = { stdout => '', stderr => '', stdin => $sql };
+	my $h = { stdout => '', stderr => '' };
+	# From a file: IPC::Run writes to a pipe only while it is asked for output.
+	$h->{file} = PostgreSQL::Test::Utils::tempdir() . '/input.sql';
+	append_to_file($h->{file}, $sql);
 	$h->{run} = IPC::Run::start(
-		[ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($db // 'postgres'), '-f', '-' ],
-		'<', \$h->{stdin}, '>', \$h->{stdout}, '2>', \$h->{stderr}, IPC::Run::timeout(3 * $patience));
+		[ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($db // 'postgres'), '-f', $h->{file} ],
+		'<', \undef, '>', \$h->{stdout}, '2>', \$h->{stderr}, IPC::Run::timeout(3 * $patience));
 	return $h;
 }
 

@@ -136,7 +136,7 @@ foreach my $strategy ('WAL_LOG', 'FILE_COPY')
 	sub_works($copy, 's', "in-the-copy-$strategy");
 }
 # Of a database that nobody subscribed in, and of one that does not exist.
-($out, $err) = try_sql($node, 'DROP DATABASE IF EXISTS never_was');
+($out, $err) = try_sql($node, 'SET client_min_messages = warning; DROP DATABASE IF EXISTS never_was');
 is($err, '', 'DROP DATABASE IF EXISTS');
 ($out, $err) = try_sql($node, 'ALTER DATABASE never_was RENAME TO was');
 like($err, qr/does not exist/, 'RENAME of a database that does not exist');

@@ -89,6 +89,20 @@ foreach my $call ("next_response('s', '$long')", "next_responses('s', 1, '$long'
 	$node->safe_psql('postgres', "SELECT subdispatch.publish('c', '2')");
 	is(results($node, 's'), '2', 'and took nothing with it');
 }
+# Two that wait take turns: each response goes to one of them, whether they read the consumer or the subscription.
+foreach my $pair ([ "poll('g', 1, '$long')", "poll('g', 1, '$long')" ], [ "next_response('s', '$long')", "poll('g', 1, '$long')" ], [ "next_response('s', '$long')", "next_responses('s', 1, '$long')" ])
+{
+	my $names = join ' and ', map { /(\w+)/ } @$pair;
+	my @readers = map { background($node, "SELECT 'waits: ' || x::text FROM subdispatch.$_ x") } @$pair;
+	poll_until($node, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%waits: %' AND pid <> pg_backend_pid() AND wait_event IS NOT NULL AND wait_event_type <> 'Client'", '2', "$names wait");
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('c', '\"first one\"')");
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('c', '\"second one\"')");
+	my @got = map { (finish_background($_))[0] } @readers;
+	is(scalar(grep { /first one/ } @got), 1, "$names: one of them has the first");
+	is(scalar(grep { /second one/ } @got), 1, "$names: one of them has the second");
+	isnt($got[0], $got[1], "$names: not the same one");
+	is(results($node, 's'), '', "$names: nothing is left");
+}
 foreach my $end ("unsubscribe('t')", "disconnect('ws')", "close_consumer('h')", "open_consumer('h')")
 {
 	$node->safe_psql('postgres', "SELECT subdispatch.subscribe('d', id => 't', consumer => 'h', connection_id => 'ws')");
