@@ -6,27 +6,38 @@
  * The way of an event, which is the order to read the files in:
  *
  *	  publish.c       a transaction collects events, and links them at commit
+ *	                  (publish_sql.c, publish_change.c: its SQL functions;
+ *	                  publish_copies.c: whom events concern; publish_blocks.c:
+ *	                  how they lie in shared memory)
  *	  bus_memory.c    the queue in shared memory: tickets, order, room
- *	  bus_notify.c    the other way in: NOTIFY, and the dispatcher's LISTEN
- *	  dispatcher.c    a dispatcher's life: latch loop, batches, housekeeping
+ *	                  (bus_wait.c: wait_dispatched())
+ *	  bus_notify.c    the other way in: NOTIFY (envelope.c), and the
+ *	                  dispatcher's side of it: bus_listen.c, bus_receive.c
+ *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
+ *	                  (dispatcher_place.c: when one starts and ends)
  *	  dispatch.c      one batch: transactions, errors, attempts
+ *	  event.c         an event as jsonb (event_image.c: row images)
  *	  audience.c      which streams an event concerns
- *	  respond.c       what they get (visibility.c: may they? payload.c: bytes)
- *	  event.c         an event as jsonb: row images, envelope
- *	  match.c         filters
+ *	  respond.c       what they get
+ *	  visibility.c    whether they may see it
+ *	  match.c         filters (match_compile.c, match_node.c: making them)
  *	  security.c      as whom user code runs
- *	  resolver.c      one call of a resolver, its time limit, its errors
+ *	  resolver.c      one call of a resolver, its time limit (pytimeout.c)
+ *	  payload.c       who shares a call, and the payload that comes of it
  *	  response.c      the bytes of a message
  *	  stream.c        response streams: entries, who is woken
+ *	  gaps.c          telling streams that something is missing
  *	  cursor.c        a reader's place in a stream, overflow, losses
- *	  reader.c        reading and waiting
- *	  subscription.c  who subscribed to what, for whom
+ *	  reader.c        reading and waiting (sqlread.c: the SQL functions)
+ *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c: likewise)
  *	  ending.c        how subscriptions end
- *	  registry.c      channels, streams, identities, consumers they are made of
+ *	  registry.c      the channels, streams, identities they are made of
+ *	  owned.c         consumers, connections, quotas
  *
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),
- * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...), stats.c
- * and views.c (what can be seen), guc.c (settings), sqlfuncs.c (SQL's doors).
+ * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...), stats.c,
+ * views.c, views_server.c, metrics.c and walk.c (what can be seen), guc.c
+ * (settings), ratelimit.c and histogram.c (arithmetic).
  *
  * LOCK ORDER.  A lock may be taken while those above it are held, never the
  * other way round:

@@ -70,9 +70,10 @@ sub start_family
 sub family_of
 {
 	my ($family, $name) = @_;
-	if ($name =~ /^(.*)_(?:bucket|sum|count)$/ && exists $family->{$1} && ($family->{$1}{type} // '') =~ /^(?:histogram|summary)$/)
+	if ($name =~ /^(.*)_(?:bucket|sum|count)$/)
 	{
-		return $1;
+		my $base = $1;
+		return $base if ($family->{$base} // {})->{type} && $family->{$base}{type} =~ /^(?:histogram|summary)$/;
 	}
 	return $name;
 }
