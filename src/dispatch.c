@@ -68,6 +68,29 @@ init(void)
 	before_shmem_exit(at_exit, 0);
 }
 
+#ifdef USE_ASSERT_CHECKING
+void
+dispatch_fault(DispatchEvent *e, const char *stage)
+{
+	SdDispatcher *d = dispatch_self();
+	JsonbValue	value;
+	char	   *fault;
+	bool		fatal;
+
+	if (e->data == NULL || !JB_ROOT_IS_OBJECT(e->data) || d->fault_id == e->id ||
+		getKeyJsonValueFromContainer(&e->data->root, "fault", 5, &value) == NULL ||
+		value.type != jbvString)
+		return;
+	fault = pnstrdup(value.val.string.val, value.val.string.len);
+	fatal = strcmp(fault, psprintf("%s fatal", stage)) == 0;
+	if (!fatal && strcmp(fault, psprintf("%s error", stage)) != 0)
+		return;
+	d->fault_id = e->id;
+	ereport(fatal ? FATAL : ERROR,
+			(errcode(ERRCODE_INTERNAL_ERROR), errmsg("test of a fault: %s", fault)));
+}
+#endif
+
 /* ---- attempts ---- */
 
 /* Remembers, beyond this process's life, what it is about to try. */
@@ -158,7 +181,10 @@ run_together(DispatchEvent *events, int n)
 	begin();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	for (int i = 0; i < n; i++)
+	{
 		respond_show(&events[i]);
+		dispatch_fault(&events[i], "shown");
+	}
 	PopActiveSnapshot();
 	slice_end = GetCurrentTimestamp() + RESOLVER_SLICE;
 	for (int i = 0; i < n; i++)
@@ -166,13 +192,17 @@ run_together(DispatchEvent *events, int n)
 		if (events[i].nwork == 0)
 			continue;
 		resolve_in_slices(&events[i], &slice_end);
+		dispatch_fault(&events[i], "resolved");
 		if (GetCurrentTimestamp() >= slice_end)
 			n = i + 1;
 	}
 	commit_and_release();
 	attempt_end();
 	for (int i = 0; i < n; i++)
+	{
 		measure(&events[i]);
+		dispatch_fault(&events[i], "committed");
+	}
 	return n;
 }
 

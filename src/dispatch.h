@@ -33,6 +33,17 @@ extern int	dispatch_me;
 extern MemoryContext dispatch_context;	/* reset for every batch */
 extern SdDispatcher *dispatch_self(void);
 
+/*
+ * For tests, in builds with assertions: an event whose data is an object with a
+ * member "fault" like "shown error" or "resolved fatal" makes the dispatcher
+ * fail at that stage, the first time it gets there.
+ */
+#ifdef USE_ASSERT_CHECKING
+extern void dispatch_fault(DispatchEvent *e, const char *stage);
+#else
+#define dispatch_fault(e, stage)	((void) 0)
+#endif
+
 /* ---- who may see (visibility.c) ---- */
 
 /*

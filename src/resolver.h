@@ -64,7 +64,8 @@ extern bool resolver_is_immutable(Oid fn);
  * Calls a resolver.  Needs a transaction with an active snapshot; errors of
  * the resolver's come back in *call, its database changes rolled back, unless
  * call->bare.  A request to end the process is not an error of the
- * resolver's: it ends the process here.
+ * resolver's: it ends the process here.  A batched resolver that returns SQL
+ * NULL has nothing for any of its variables.
  */
 extern void resolver_call(ResolverCall *call);
 

@@ -168,6 +168,7 @@ show(DispatchEvent *e, SdStream *stream)
 
 	if (e->id <= stream->last_event_id)
 		return;
+	dispatch_fault(e, "showing");
 	end = dispatch_identity_end(stream->identity, e->id);
 	if (end != SD_END_NONE)
 	{

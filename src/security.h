@@ -44,7 +44,8 @@ extern void security_init_worker(void);
  * Becomes rights->role around one piece of user code: session_user,
  * current_user and is_superuser, a security-restricted operation, a fresh GUC
  * nest level with safe values and the settings given.  security_leave undoes
- * all that the code left behind in the session.  Not to be nested.
+ * all that the code left behind in the session.  Not to be nested; the caller
+ * has no portal (SPI cursor) of its own open, for all are closed on leaving.
  *
  * Both may raise an error.  On an error, theirs or the code's, the caller
  * rolls its subtransaction back, or is about to abort its transaction, and
@@ -55,7 +56,7 @@ extern void security_enter(SdGuard *guard, const SdRights *rights);
 extern void security_leave(SdGuard *guard);
 extern void security_reset(void);
 
-/* Fit for use with session_user and friends as they are now?  For Asserts. */
+/* Are user code's rights in force?  For Asserts. */
 extern bool security_entered(void);
 
 extern bool security_role_exists(Oid role);

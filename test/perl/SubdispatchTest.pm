@@ -164,13 +164,11 @@ sub finish_background
 
 sub background_output { my ($h) = @_; $h->{run}->pump_nb; return $h->{stdout}; }
 
-# Bytes of shared memory that subscriptions, responses and events take, as health() or metrics() tell them.
+# Bytes of shared memory that subscriptions, responses and events take.
 sub memory_in_use
 {
 	my ($node) = @_;
-	my $out = $node->safe_psql('postgres', 'SELECT subdispatch.metrics()');
-	return $1 + 0 if $out =~ /^subdispatch_shared_memory_used_bytes(?:\{[^}]*\})? ([0-9.e+]+)$/m;
-	return undef;
+	return $node->safe_psql('postgres', "SELECT subdispatch.health() #>> '{memory,used}'");
 }
 
 sub server_is_up

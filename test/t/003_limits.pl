@@ -49,12 +49,12 @@ my $minimum = sub { my ($s) = @_; $node->safe_psql('postgres', "SELECT min_val |
 my %least = map { $_ => $minimum->($_) } ('shared_memory_size', 'event_queue_size');
 note("least: $_ = $least{$_}") foreach sort keys %least;
 $node->append_conf('postgresql.conf', "subdispatch.shared_memory_size = '$least{shared_memory_size}'\nsubdispatch.event_queue_size = '$least{event_queue_size}'\nsubdispatch.max_subscriptions = 100000\nsubdispatch.max_pending = 100000\nsubdispatch.max_pending_bytes = '1GB'\n");
-ok($node->restart, 'the server starts with the least memory');
+$node->restart;
 $node->safe_psql('postgres', "SELECT subdispatch.subscribe('c', id => 'first')");
 $node->safe_psql('postgres', "SELECT subdispatch.publish('c', '1')");
 is(results($node, 'first'), '1', 'and works');
 my $before = memory_in_use($node);
-isnt($before, undef, 'metrics() tells how much shared memory is used (subdispatch_shared_memory_used_bytes)');
+like($before, qr/^[0-9]+$/, 'health() tells how much shared memory is used');
 $before //= 0;
 
 # Used up by subscriptions.
@@ -108,7 +108,7 @@ CREATE TABLE go (yes boolean);
 CREATE FUNCTION waits(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
   LOOP
-    EXIT WHEN EXISTS (SELECT FROM go);
+    EXIT WHEN EXISTS (SELECT FROM public.go);
     PERFORM pg_sleep(0.02);
   END LOOP;
   RETURN event->'data'->'n';

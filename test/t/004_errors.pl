@@ -18,7 +18,7 @@ CREATE EXTENSION jsonb_plpython3u;
 CREATE TABLE calls (n int);
 CREATE FUNCTION noted(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
-  INSERT INTO calls VALUES ((event->'data')::int);
+  INSERT INTO public.calls VALUES ((event->'data')::int);
   RETURN event->'data';
 END $$;
 SQL
@@ -68,9 +68,9 @@ $node->safe_psql('postgres', <<'SQL');
 CREATE SEQUENCE attempts;
 CREATE FUNCTION dies_once(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
-  INSERT INTO calls VALUES ((event->'data')::int);
+  INSERT INTO public.calls VALUES ((event->'data')::int);
   -- A sequence is not undone by the death.
-  IF (event->'data')::int = 2 AND nextval('attempts') = 1 THEN
+  IF (event->'data')::int = 2 AND nextval('public.attempts') = 1 THEN
     PERFORM pg_terminate_backend(pg_backend_pid());
     PERFORM pg_sleep(1);
   END IF;
@@ -108,15 +108,15 @@ $node->safe_psql('postgres', <<'SQL');
 CREATE TABLE parent (id int PRIMARY KEY, other int REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE locked (id int);
 CREATE FUNCTION e_raises(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'raised'; END $$;
-CREATE FUNCTION e_deferred(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN INSERT INTO parent VALUES (1, 99); RETURN '1'; END $$;
+CREATE FUNCTION e_deferred(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.parent VALUES (1, 99); RETURN '1'; END $$;
 CREATE FUNCTION e_huge(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN to_jsonb(repeat('x', 100000000)); END $$;
 CREATE FUNCTION e_memory(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN to_jsonb(repeat('x', 1000000000) || repeat('y', 1000000000)); END $$;
-CREATE FUNCTION e_ddl(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN CREATE TABLE made_by_resolver (); RAISE EXCEPTION 'after DDL'; END $$;
-CREATE FUNCTION e_lock(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN LOCK TABLE locked; RETURN '1'; END $$;
+CREATE FUNCTION e_ddl(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN CREATE TABLE public.made_by_resolver (); RAISE EXCEPTION 'after DDL'; END $$;
+CREATE FUNCTION e_lock(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN LOCK TABLE public.locked; RETURN '1'; END $$;
 CREATE FUNCTION e_commit(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN COMMIT; RETURN '1'; END $$;
 CREATE FUNCTION e_settings(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN SET statement_timeout = 1; SET transaction_read_only = on; SET search_path = nowhere; SET role = nobody_at_all; RETURN '1'; END $$;
 CREATE FUNCTION e_notify(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_notify('x', repeat('x', 9000)); RETURN '1'; END $$;
-CREATE FUNCTION e_recursion(a jsonb, b jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN e_recursion(a, b); END $$;
+CREATE FUNCTION e_recursion(a jsonb, b jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN public.e_recursion(a, b); END $$;
 CREATE FUNCTION e_python(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpython3u TRANSFORM FOR TYPE jsonb AS $$
 class Odd(Exception):
     def __str__(self):

@@ -57,7 +57,7 @@ CREATE TABLE go (yes boolean);
 CREATE FUNCTION waits(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
   LOOP
-    EXIT WHEN EXISTS (SELECT FROM go);
+    EXIT WHEN EXISTS (SELECT FROM public.go);
     PERFORM pg_sleep(0.02);
   END LOOP;
   RETURN '"went"';
