@@ -263,6 +263,7 @@ attempt(Try *t)
 		MemoryContextSwitchTo(dispatch_context);
 		t->error = CopyErrorData();
 		FlushErrorState();
+		HOLD_INTERRUPTS();
 		AbortCurrentTransaction();
 		LWLockReleaseAll();
 		security_reset();
@@ -272,6 +273,9 @@ attempt(Try *t)
 			respond_free_body(&t->events[i]);
 		attempt_end();
 		stats_add(&dispatch_self()->stats, SD_STAT_DISPATCH_ERRORS, 1);
+		if (t->what == TRY_TOGETHER)
+			dispatch_log_failure(InvalidOid, t->error, NULL);
+		RESUME_INTERRUPTS();
 		ok = false;
 	}
 	PG_END_TRY();

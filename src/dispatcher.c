@@ -139,7 +139,7 @@ fix_settings(void)
 {
 	char		name[NAMEDATALEN];
 
-	snprintf(name, sizeof(name), "subdispatch dispatcher %d", my_index + 1);
+	snprintf(name, sizeof(name), "subdispatch dispatcher %d", my_index);
 	SetConfigOption("application_name", name, PGC_USERSET, PGC_S_OVERRIDE);
 	/* Each event is to see what was committed before it. */
 	SetConfigOption("default_transaction_isolation", "read committed",
@@ -161,7 +161,7 @@ show_database_name(void)
 	StartTransactionCommand();
 	name = get_database_name(MyDatabaseId);
 	shown = psprintf("subdispatch dispatcher %d of database %s",
-					 my_index + 1, name ? name : "?");
+					 my_index, name ? name : "?");
 	init_ps_display(shown);
 	CommitTransactionCommand();
 }

@@ -234,7 +234,7 @@ define_queue_limits(void)
 				&subdispatch_rate_limit, PGC_SUSET);
 	define_int("subdispatch.burst",
 			   "Responses that one response stream may get at once within its rate limit.",
-			   "0 sets no bound to what subscribe() asks for, and counts as 1 where it asks for nothing.",
+			   "0 sets no bound to what subscribe() asks for, and is the rate itself where it asks for nothing.",
 			   &subdispatch_burst, 0, INT_MAX, PGC_SUSET, 0);
 }
 

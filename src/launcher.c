@@ -162,7 +162,7 @@ start(SdDatabase *db, Oid dboid, int index, Place *place, TimestampTz now)
 	strlcpy(worker.bgw_library_name, "subdispatch", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "subdispatch_dispatcher_main", BGW_MAXLEN);
 	snprintf(worker.bgw_name, BGW_MAXLEN, "subdispatch dispatcher %d for database %u",
-			 index + 1, dboid);
+			 index, dboid);
 	strlcpy(worker.bgw_type, "subdispatch dispatcher", BGW_MAXLEN);
 
 	/* Before it can run: from then on the state is the worker's. */

@@ -165,7 +165,7 @@ dispatch_log_failure(Oid fn, ErrorData *edata, const char *message)
 			(errcode(edata ? edata->sqlerrcode : ERRCODE_INTERNAL_ERROR),
 			 OidIsValid(fn) ?
 			 errmsg("subdispatch: resolver with OID %u failed: %s", fn, message ? message : "?") :
-			 errmsg("subdispatch: an event could not be dispatched: %s", message ? message : "?"),
+			 errmsg("subdispatch: dispatching failed: %s", message ? message : "?"),
 			 edata && edata->detail ? errdetail_internal("%s", edata->detail) : 0,
 			 suppressed > 0 ? errhint("%llu more failures were not logged.",
 									  (unsigned long long) suppressed) : 0,

@@ -476,6 +476,32 @@ security_check_settings(Jsonb *settings, const char *context_settings)
 	return result;
 }
 
+/*
+ * The list was another when these were accepted: the subscriber's session or
+ * role may have one of its own.
+ */
+static void
+add_unlisted(SdRights *rights, Jsonb *settings, const char *context_settings)
+{
+	JsonbIterator *it = JsonbIteratorInit(&settings->root);
+	JsonbValue	key;
+	JsonbValue	value;
+
+	(void) JsonbIteratorNext(&it, &key, true);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		const char *name;
+		int			len;
+
+		(void) JsonbIteratorNext(&it, &value, true);
+		if (find_name(context_settings, key.val.string.val, key.val.string.len, &name, &len))
+			continue;
+		rights->names[rights->nsettings] = pnstrdup(key.val.string.val, key.val.string.len);
+		rights->values[rights->nsettings++] = setting_text(key.val.string.val,
+														   key.val.string.len, &value);
+	}
+}
+
 SdRights *
 security_make_rights(Oid role, Jsonb *settings, const char *context_settings)
 {
@@ -487,6 +513,7 @@ security_make_rights(Oid role, Jsonb *settings, const char *context_settings)
 	rights->role = role;
 	for (list = context_settings; (list = next_name(list, &name, &len)) != NULL;)
 		rights->nsettings++;
+	rights->nsettings += JB_ROOT_COUNT(settings);
 	if (rights->nsettings == 0)
 		return rights;
 
@@ -509,6 +536,7 @@ security_make_rights(Oid role, Jsonb *settings, const char *context_settings)
 				rights->values[n] = setting_text(name, len, &value);
 		}
 	}
+	add_unlisted(rights, settings, context_settings);
 	return rights;
 }
 

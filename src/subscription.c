@@ -253,12 +253,14 @@ get_parts(const SdSubscribe *what, SdDatabase *db, Parts *p)
 		p->connection = registry_get_connection(what->owner, what->connection_id);
 		if (p->connection == NULL)
 			return NO_MEMORY;
-		if (p->connection->nlive >= subdispatch_max_subscriptions_per_connection)
+		if (subdispatch_max_subscriptions_per_connection > 0 &&
+			p->connection->nlive >= subdispatch_max_subscriptions_per_connection)
 			return TOO_MANY_CONNECTION;
 	}
 	if (!registry_get_quotas(what, &p->user_quota, &p->role_quota))
 		return NO_MEMORY;
-	if (p->user_quota && p->user_quota->n > subdispatch_max_subscriptions_per_user)
+	if (p->user_quota && subdispatch_max_subscriptions_per_user > 0 &&
+		p->user_quota->n > subdispatch_max_subscriptions_per_user)
 		return TOO_MANY_USER;
 	if (p->role_quota && subdispatch_max_subscriptions_per_role > 0 &&
 		p->role_quota->n > subdispatch_max_subscriptions_per_role)
