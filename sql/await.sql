@@ -33,7 +33,7 @@ SELECT subdispatch.subscribe('c', id => 'a', consumer => 'g');
 \set VERBOSITY sqlstate
 CALL subdispatch.await_response('never was', '50ms');
 CALL subdispatch.await_responses('never was', '50ms');
--- The codes below are not fixed by the contract; that each is an error, is.
+-- The codes below are no part of the interface; that each is an error, is.
 CALL subdispatch.await_response('a', '-1s');
 CALL subdispatch.await_responses('g', '-1s');
 CALL subdispatch.await_response('a', '100000 years');

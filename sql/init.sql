@@ -20,7 +20,7 @@ REVOKE EXECUTE ON FUNCTION subdispatch.metrics(), subdispatch.reset_stats()
 CREATE SCHEMA tst;
 GRANT USAGE ON SCHEMA tst TO PUBLIC;
 
--- Runs a command that must fail. The contract fixes few error codes and no wording, so the answer is only whether it
+-- Runs a command that must fail. Few error codes and no wording are part of the interface, so the answer is only whether it
 -- failed as a user's error should, and whether the message, its detail or its hint names what it must name.
 CREATE FUNCTION tst.fails(cmd text, names text DEFAULT NULL) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -42,7 +42,7 @@ BEGIN
     ELSE 'refused, DOES NOT NAME ' || names || ': ' || told END;
 END $$;
 
--- The SQLSTATE of a command, where the contract fixes it.
+-- The SQLSTATE of a command, where its form is fixed.
 CREATE FUNCTION tst.sqlstate(cmd text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
   EXECUTE cmd;

@@ -36,6 +36,7 @@ SELECT r FROM tst.results('n') r ORDER BY r;
 -- A new subscription LISTENs before it returns; the last one's end stops that.
 SELECT subdispatch.unsubscribe('n'), subdispatch.unsubscribe('event');
 NOTIFY notified, '"nobody is there"';
+SELECT tst.dispatched();
 SELECT subdispatch.subscribe('notified', id => 'n');
 NOTIFY notified, '"first"';
 SELECT * FROM tst.results('n');

@@ -25,7 +25,7 @@ SELECT count(*), count(r #> '{payload,extensions}') AS told FROM tst.drain('all 
 SELECT subdispatch.publish('o', '6');
 SELECT * FROM tst.read('oldest');
 SELECT id, pending, delivered, dropped FROM subdispatch.subscriptions ORDER BY id;
--- The response with the loss, byte by byte where the contract fixes it.
+-- The response with the loss, byte by byte where its form is fixed.
 SELECT count(subdispatch.publish('o', to_jsonb(n)) IS NULL) FROM generate_series(7, 10) n;
 SELECT tst.dispatched();
 SELECT replace(subdispatch.next_response('oldest'), ': ', ':') LIKE '{"type":"next","id":"oldest","payload":{"data":8,"errors":null%"extensions":{"subdispatch":{"dropped":1}}}}' AS response;

@@ -7,7 +7,7 @@ SELECT subdispatch.publish('orders', '{"a": 1}');
 SELECT subdispatch.publish('orders', '{"a": 2}', 'OrderPlaced', 'corr-1', 'fed-1');
 SELECT subdispatch.publish('other', '{"a": 3}');
 
--- The event as DESIGN's words have it. Its id is below 2^53 and about the present time in microseconds.
+-- The event as the README describes it. Its id is below 2^53 and about the present time in microseconds.
 CREATE TABLE tst.got AS SELECT row_number() OVER () AS n, d AS event FROM tst.results('p') d;
 SELECT n, array(SELECT k FROM jsonb_object_keys(event) k ORDER BY k) AS keys FROM tst.got ORDER BY n;
 SELECT n, event - '{id,timestamp}'::text[] AS event,

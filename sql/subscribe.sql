@@ -28,7 +28,7 @@ SELECT subdispatch.publish('c', '{"k": 1}'), subdispatch.publish('c', '{"k": 2}'
 SELECT * FROM tst.drain('all');
 SELECT tst.clean();
 
--- The response, byte by byte where the contract fixes it. The operation's id defaults to the subscription's.
+-- The response, byte by byte where its form is fixed. The operation's id defaults to the subscription's.
 SELECT subdispatch.subscribe('c', id => 'bytes "1"');
 SELECT subdispatch.subscribe('c', id => 'bytes2', operation_id => 'op\2', response_key => 'k"ey');
 SELECT subdispatch.publish('c', '5');

@@ -1,6 +1,6 @@
 -- The views: their columns, and what they show.
 SET client_min_messages = warning;
--- The contract's columns, in its order; more may follow.
+-- The documented columns, in their order; more may follow.
 SELECT e.view, array(SELECT attname::text FROM pg_attribute WHERE attrelid = ('subdispatch.' || e.view)::regclass AND attnum BETWEEN 1 AND cardinality(e.columns) ORDER BY attnum) = e.columns AS as_documented
   FROM (VALUES ('subscriptions', '{id,owner,role,channel,resolver,variables,filter,security_context,operation_name,operation_id,connection_id,consumer,state,pending,delivered,dropped,rate_limited,errors,created_at,last_polled_at}'::text[]),
                ('consumers', '{consumer,owner,subscriptions,pending,oldest_pending_at,last_polled_at,waiting_pid}'), ('channels', '{channel,subscriptions,response_streams,events}'),

@@ -4,9 +4,9 @@
  *	  Which streams an event concerns.
  *
  * The streams of the event's channel and of '*' are visited in pieces, pinned,
- * with no lock held.  The pins are kept until audience_release(), so that what
- * is put off until resolvers have run can refer to them; they are process-wide
- * and also given back when the process ends.
+ * with no lock held.  The pins of those that have a resolver are kept until
+ * audience_release(), so that what is put off can refer to them; they are
+ * process-wide and also given back when the process ends.
  *
  * Locks: registry_lock shared, for a piece of a channel's streams at a time.
  *
@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
@@ -58,6 +59,23 @@ reserve_pins(int n)
 		pins = repalloc_huge(pins, pins_size * sizeof(SdStream *));
 	else
 		pins = MemoryContextAllocHuge(TopMemoryContext, pins_size * sizeof(SdStream *));
+}
+
+/*
+ * Only streams with a resolver are referred to later; a batch visits so many
+ * others that their pins would fill the memory.
+ */
+static void
+unpin_visited(int first)
+{
+	int			n = npins;
+
+	npins = first;
+	for (int i = first; i < n; i++)
+		if (OidIsValid(pins[i]->resolver))
+			pins[npins++] = pins[i];
+		else
+			stream_unpin(pins[i]);
 }
 
 /* ---- which streams an event concerns ---- */
@@ -147,13 +165,20 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 
 		for (int i = first; i < npins; i++)
 			visit(e, pins[i]);
+		unpin_visited(first);
+		CHECK_FOR_INTERRUPTS();
 	} while (at > 0);
 }
 
-/* A TRUNCATE has no row: filters have nothing to look at and let it pass. */
+/*
+ * A TRUNCATE has no row: filters have nothing to look at and let it pass.  The
+ * same goes for an event of which nobody knows what is in it.
+ */
 bool
 audience_ignores_filters(const DispatchEvent *e)
 {
+	if (e->given_up)
+		return true;
 	return e->ev->source == SD_SOURCE_CHANGE && e->ev->op == SD_OP_TRUNCATE;
 }
 
@@ -223,7 +248,8 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 		return;
 
 	pinned_channel = channel;
-	pg_atomic_fetch_add_u64(&channel->events, 1);
+	if (e->first_time)
+		pg_atomic_fetch_add_u64(&channel->events, 1);
 	respond_need_data(e);
 	places = get_paths(channel, &npaths);
 	for (int i = 0; i < npaths; i++)
@@ -241,7 +267,12 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 void
 audience_visit(DispatchEvent *e, AudienceVisitor visit)
 {
+	static uint64 last_shown = 0;
 	uint32		star = channel_hash(SD_STAR, 1);
+
+	/* Ids rise; a batch that is done again, or in parts, shows some again. */
+	e->first_time = e->id > last_shown;
+	last_shown = Max(last_shown, e->id);
 
 	if (e->ev->own_channel)
 		visit_channel(e, EVENT_CHANNEL(e->ev), e->ev->channel_len, e->ev->channel_hash, visit);

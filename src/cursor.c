@@ -38,7 +38,17 @@ cursor_note_loss(SdSubscription *sub, uint64 lost, uint64 gaps)
 	sub->untold.count += lost;
 	sub->untold.unknown |= gaps > 0;
 	sub->dropped += lost + gaps;
-	stats_add(&sub->stream->db->stats, SD_STAT_RESPONSES_DROPPED, lost + gaps);
+}
+
+/*
+ * What is dropped is counted when it is certain that it is, which is mostly
+ * long before the subscription looks.
+ */
+void
+stream_count_dropped(SdStream *stream, uint64 n)
+{
+	if (n > 0)
+		stats_add(&stream->db->stats, SD_STAT_RESPONSES_DROPPED, n);
 }
 
 /* Takes over what the stream had lost by the time of an entry, or by now. */
@@ -68,6 +78,7 @@ settle_drop_oldest(SdStream *stream, SdSubscription *sub)
 		pass(stream, sub->cursor);
 		sub->cursor++;
 		cursor_note_loss(sub, 1, 0);
+		stream_count_dropped(stream, 1);
 	}
 	stream_trim(stream);
 }
@@ -114,6 +125,7 @@ stream_attach(SdStream *stream, SdSubscription *sub)
 	join_ring(stream, sub);
 	sub->lost_seen = stream->lost;
 	sub->gaps_seen = stream->gaps;
+	sub->limited_from = stream->limited;
 }
 
 static void
@@ -153,6 +165,8 @@ stream_leave(SdStream *stream, SdSubscription *sub)
 	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
 	if (sub->attached)
 		leave_ring(stream, sub);
+	else if (sub->end == SD_END_NONE && !sub->structurally_ended)
+		stream->ndetached--;
 	free_private_queue(sub);
 }
 
@@ -181,7 +195,10 @@ cursor_detach(SdStream *stream, SdSubscription *sub)
 			}
 		}
 		else
+		{
 			cursor_note_loss(sub, n, 0);
+			stream_count_dropped(stream, n);
+		}
 	}
 	sub->detached_at = stream->head;
 	leave_ring(stream, sub);
@@ -192,6 +209,7 @@ static void
 reattach(SdStream *stream, SdSubscription *sub)
 {
 	cursor_note_loss(sub, stream->head - sub->detached_at, 0);
+	stream->ndetached--;
 	join_ring(stream, sub);
 }
 
@@ -204,8 +222,14 @@ stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end)
 	if (sub->attached)
 		cursor_detach(stream, sub);
 	else
-		cursor_note_loss(sub, stream->head - sub->detached_at, 0);
-	collect_loss(sub, stream->lost, stream->gaps);
+	{
+		sub->end_skipped = stream->head - sub->detached_at;
+		stream->ndetached--;
+	}
+	/* Told when what is queued has been read: it was lost after that. */
+	sub->end_lost = stream->lost;
+	sub->end_gaps = stream->gaps;
+	sub->rate_limited = stream->limited - sub->limited_from;
 	sub->end = end;
 	sub->ended_at = GetCurrentTimestamp();
 	dlist_push_tail(&stream->ending, &sub->strict_node);
@@ -279,6 +303,20 @@ has_entry(SdStream *stream, SdSubscription *sub)
 	return sub->queue != NULL || (sub->attached && sub->cursor < stream->head);
 }
 
+/* Nothing is queued: what was lost after the last response? */
+static void
+collect_last_loss(SdStream *stream, SdSubscription *sub)
+{
+	if (sub->end == SD_END_NONE)
+		collect_loss(sub, stream->lost, stream->gaps);
+	else
+	{
+		collect_loss(sub, sub->end_lost, sub->end_gaps);
+		cursor_note_loss(sub, sub->end_skipped, 0);
+		sub->end_skipped = 0;
+	}
+}
+
 /* Is there a loss to tell by a notice of its own, and may it be told now? */
 static bool
 notice_due(SdSubscription *sub, TimestampTz now, TimestampTz *retry_at)
@@ -300,8 +338,7 @@ stream_readable(SdStream *stream, SdSubscription *sub, TimestampTz now, Timestam
 	settle(stream, sub);
 	if (has_entry(stream, sub))
 		return true;
-	if (sub->end == SD_END_NONE)
-		collect_loss(sub, stream->lost, stream->gaps);
+	collect_last_loss(stream, sub);
 	return notice_due(sub, now, retry_at) || (sub->end != SD_END_NONE && !sub->end_told);
 }
 
@@ -317,8 +354,7 @@ stream_take(SdStream *stream, SdSubscription *sub, TimestampTz now, Size room,
 		return take_from_ring(stream, sub, room, taken);
 
 	memset(taken, 0, sizeof(SdTaken));
-	if (sub->end == SD_END_NONE)
-		collect_loss(sub, stream->lost, stream->gaps);
+	collect_last_loss(stream, sub);
 	if (notice_due(sub, now, retry_at))
 	{
 		taken->loss = sub->untold;
@@ -393,5 +429,14 @@ stream_dropped(SdStream *stream, SdSubscription *sub)
 		n += stream->head - sub->detached_at;
 	if (sub->end == SD_END_NONE)
 		n += stream->lost - sub->lost_seen + (uint32) (stream->gaps - sub->gaps_seen);
+	else
+		n += sub->end_skipped + sub->end_lost - sub->lost_seen +
+			(uint32) (sub->end_gaps - sub->gaps_seen);
 	return n;
+}
+
+uint64
+stream_rate_limited(SdStream *stream, SdSubscription *sub)
+{
+	return sub->end == SD_END_NONE ? stream->limited - sub->limited_from : sub->rate_limited;
 }

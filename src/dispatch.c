@@ -126,13 +126,16 @@ begin(void)
 
 /*
  * Nothing may come between the commit and the release: a resolver whose
- * effects are committed must not run again because we were told to end.
+ * effects are committed must not run again because we were told to end.  The
+ * commit itself holds interrupts from its record on, and looks at none after
+ * it; before, where NOTIFY may have to wait for a lock, it must be possible to
+ * end us.
  */
 static void
 commit_and_release(void)
 {
-	HOLD_INTERRUPTS();
 	CommitTransactionCommand();
+	HOLD_INTERRUPTS();
 	respond_release();
 	RESUME_INTERRUPTS();
 }
@@ -269,8 +272,6 @@ attempt(Try *t)
 		security_reset();
 		respond_forget();
 		audience_unpin_channel();
-		for (int i = 0; i < t->n; i++)
-			respond_free_body(&t->events[i]);
 		attempt_end();
 		stats_add(&dispatch_self()->stats, SD_STAT_DISPATCH_ERRORS, 1);
 		if (t->what == TRY_TOGETHER)
@@ -299,7 +300,10 @@ give_up_event(DispatchEvent *e)
 	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
 
 	if (e->data == NULL)
+	{
 		e->data = dispatch_empty_object();
+		e->given_up = true;
+	}
 	MemoryContextSwitchTo(old);
 	audience_visit(e, lose);
 }
@@ -334,8 +338,27 @@ run_isolated(DispatchEvent *e)
 	measure(e);
 }
 
-/* Returns how many events are done with, from the first on. */
-static int
+/* n events from the beginning of what is in hand are done with. */
+static void
+done(int n)
+{
+	while (n > 0)
+	{
+		SdBlock    *block = dlist_head_element(SdBlock, node, &dispatch_self()->inhand);
+		int			some = Min(n, (int) (block->nevents - block->ndone));
+
+		block->ndone += some;
+		n -= some;
+		if (block->ndone == block->nevents)
+			bus_done(dispatch_db, dispatch_me, block);
+	}
+}
+
+/*
+ * All of the events, or some from the first on.  One that was run alone is done
+ * with at once: a process that dies over the next leaves it behind.
+ */
+static void
 run_batch(DispatchEvent *events, int n)
 {
 	Try			t = {.events = events, .n = n, .what = TRY_TOGETHER};
@@ -346,14 +369,19 @@ run_batch(DispatchEvent *events, int n)
 	for (int i = 0; i < n; i++)
 		died_here |= d->attempts > 0 && d->current_id == events[i].id;
 	if (!died_here && attempt(&t))
-		return t.ndone;
+	{
+		done(t.ndone);
+		return;
+	}
 	stats_add(&d->stats, SD_STAT_EVENTS_RETRIED, n);
 	for (int i = 0; i < n; i++)
 		if (n == 1 || died_here)
+		{
 			run_isolated(&events[i]);
+			done(1);
+		}
 		else
-			(void) run_batch(&events[i], 1);
-	return n;
+			run_batch(&events[i], 1);
 }
 
 /* ---- in hand ---- */
@@ -391,22 +419,6 @@ next_batch(DispatchEvent *events)
 	return n;
 }
 
-/* n events from the beginning of what is in hand are done with. */
-static void
-done(int n)
-{
-	while (n > 0)
-	{
-		SdBlock    *block = dlist_head_element(SdBlock, node, &dispatch_self()->inhand);
-		int			some = Min(n, (int) (block->nevents - block->ndone));
-
-		block->ndone += some;
-		n -= some;
-		if (block->ndone == block->nevents)
-			bus_done(dispatch_db, dispatch_me, block);
-	}
-}
-
 /*
  * Works off one batch of what is in hand.  Whatever a single event does, this
  * returns normally and at least one event is done with.
@@ -420,12 +432,13 @@ dispatch_inhand(SdDatabase *database, int dispatcher)
 	dispatch_db = database;
 	dispatch_me = dispatcher;
 	init();
+	/* what an error left that could not be dealt with below */
+	respond_forget();
 	audience_release();
 	MemoryContextReset(dispatch_context);
 	events = MemoryContextAlloc(dispatch_context, sizeof(DispatchEvent) * BATCH_EVENTS);
 	n = next_batch(events);
 	if (n > 0)
-		n = run_batch(events, n);
+		run_batch(events, n);
 	audience_release();
-	done(n);
 }

@@ -19,12 +19,14 @@ typedef struct DispatchEvent
 	SdEvent    *ev;
 	uint64		id;
 	Jsonb	   *data;			/* NULL until somebody needs it */
-	SdBody	   *body;			/* data as a payload without a key, or NULL */
 	SdStream  **work;			/* streams whose resolver is to be called */
 	int			nwork;
 	int			work_size;
 	TimestampTz taken_at;
 	bool		measured;
+	bool		first_time;		/* not shown before, by this process */
+	bool		given_up;		/* data is not the event's: nobody knows whom it
+								 * concerns */
 } DispatchEvent;
 
 /* This process's own, set by dispatch_inhand(). */

@@ -27,6 +27,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "commands/async.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -114,7 +115,9 @@ static void
 handle_cancel(SIGNAL_ARGS)
 {
 	StatementCancelHandler(postgres_signal_arg);
-	resolver_interrupt();
+	/* PostgreSQL tells itself so of lock_timeout: an error that may be caught */
+	if (!get_timeout_indicator(LOCK_TIMEOUT, false))
+		resolver_interrupt();
 }
 
 /* ---- starting ---- */
@@ -463,7 +466,7 @@ wait_time(void)
 	if (database_has_linked(my_db))
 		timeout = HELD_BACK_WAIT;
 	/* Room for notifications is not announced: nobody else waits here. */
-	else if (notify_backlog())
+	else if (notify_backlog() || notifyInterruptPending)
 		timeout = BACKLOG_WAIT;
 	if (my_index == 0)
 		timeout = until(next_sweep, now, timeout);

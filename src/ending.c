@@ -134,15 +134,16 @@ subscription_destroy(SdSubscription *sub)
 		dlist_delete(&sub->node);
 		pg_atomic_fetch_sub_u32(&sub->consumer->nended, 1);
 	}
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	sd_hash_remove(&sd_shared->subscriptions, &sub->hnode);
+	LWLockRelease(lock);
+
+	/* Not before: a reader that holds the id lock copies the connection's name. */
 	if (sub->connection)
 	{
 		dlist_delete(&sub->connection_node);
 		registry_drop_connection(sub->connection);
 	}
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	sd_hash_remove(&sd_shared->subscriptions, &sub->hnode);
-	LWLockRelease(lock);
-
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	stream_leave(stream, sub);
 	pg_atomic_fetch_add_u64(&stream->version, 1);
@@ -217,17 +218,18 @@ subscription_end_stream(SdStream *stream, SdEnd end)
 
 /* ---- ending by request ---- */
 
-/* serial 0: whichever has that id.  Ended ones count as gone, and go. */
+/*
+ * serial 0: whichever has that id.  Ended ones count as gone, and go.
+ */
 bool
-subscription_remove_one(Oid dboid, Oid owner, const char *id, uint64 serial, bool only_ended)
+subscription_remove_one(Oid dboid, Oid owner, const char *id, uint64 serial)
 {
 	SdSubscription *sub;
 	bool		live = false;
 
 	registry_lock_exclusive();
 	sub = subscription_find(dboid, owner, id);
-	if (sub && (serial == 0 || sub->serial == serial) &&
-		(!only_ended || sub->structurally_ended))
+	if (sub && (serial == 0 || sub->serial == serial))
 	{
 		live = !sub->structurally_ended;
 		subscription_destroy(sub);
@@ -239,13 +241,30 @@ subscription_remove_one(Oid dboid, Oid owner, const char *id, uint64 serial, boo
 bool
 subscription_remove(Oid owner, const char *id)
 {
-	return subscription_remove_one(MyDatabaseId, owner, id, 0, false);
+	return subscription_remove_one(MyDatabaseId, owner, id, 0);
 }
 
+/*
+ * The reader may be here before the dispatcher, which ended it in its stream
+ * only so far: then the rest of the end is done now.
+ */
 void
 subscription_forget(Oid owner, const char *id, uint64 serial)
 {
-	(void) subscription_remove_one(MyDatabaseId, owner, id, serial, true);
+	SdSubscription *sub;
+
+	registry_lock_exclusive();
+	sub = subscription_find(MyDatabaseId, owner, id);
+	if (sub && sub->serial == serial)
+	{
+		if (!sub->structurally_ended)
+		{
+			structural_end(sub);
+			announce_end(sub);
+		}
+		subscription_destroy(sub);
+	}
+	registry_unlock();
 }
 
 bool
@@ -427,6 +446,9 @@ is_over(SdSubscription *sub, TimestampTz now, SdEnd *end)
 	if (sub->consumer)
 		polled = Max(polled, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
 	*end = SD_END_NONE;
+	/* Its last message was read, but the reader failed before it forgot it. */
+	if (sub->structurally_ended && sub->end_told)
+		return true;
 	if (sub->structurally_ended)
 		return now > sub->ended_at + (idle > 0 ? idle : 600 * SD_SECOND);
 	if (life > 0 && now > sub->created_at + life)

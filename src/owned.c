@@ -227,6 +227,20 @@ consumer_is_idle(SdConsumer *consumer, TimestampTz now)
 		now > (TimestampTz) pg_atomic_read_u64(&consumer->last_polled) + idle;
 }
 
+/* Is there anything to drop in the bucket?  Caller holds the lock. */
+static bool
+has_idle(uint32 bucket, Oid dboid, TimestampTz now, bool all)
+{
+	for (SdHashNode *node = sd_shared->consumers.buckets[bucket]; node; node = node->next)
+	{
+		SdConsumer *consumer = (SdConsumer *) node;
+
+		if (consumer->dboid == dboid && (all || consumer_is_idle(consumer, now)))
+			return true;
+	}
+	return false;
+}
+
 /*
  * Drops the database's consumers that are idle, or all that are empty.  Locks
  * for one bucket at a time, exclusively only where there is something to drop.
@@ -239,9 +253,15 @@ drop_consumers(Oid dboid, TimestampTz now, bool all)
 	for (uint32 b = 0; b <= table->mask; b++)
 	{
 		SdHashNode *next;
+		bool		found;
 
 		if (table->buckets[b] == NULL)
 			continue;			/* read without the lock: seen next time */
+		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+		found = has_idle(b, dboid, now, all);
+		LWLockRelease(&sd_shared->registry_lock);
+		if (!found)
+			continue;
 		LWLockAcquire(&sd_shared->registry_lock, LW_EXCLUSIVE);
 		for (SdHashNode *node = table->buckets[b]; node; node = next)
 		{

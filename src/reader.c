@@ -146,18 +146,23 @@ no_such(const char *what, const char *name)
 /* ---- waiting ---- */
 
 /*
- * Sleeps at a wait point that was entered before.  False when the deadline has
- * passed.
+ * Sleeps at a wait point that was entered before, until it is woken, retry_at
+ * or the deadline; false when that has passed.  Waiting counts as polling, so
+ * the sleep is short enough for the caller to be seen to look.
  */
 static bool
-sleep_until(ConditionVariable *cv, TimestampTz deadline)
+sleep_until(ConditionVariable *cv, TimestampTz deadline, TimestampTz retry_at)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz idle = (TimestampTz) subdispatch_subscription_idle_timeout * SD_SECOND;
+	TimestampTz until = Min(deadline, retry_at);
 	long		ms;
 
 	if (now >= deadline)
 		return false;
-	ms = TimestampDifferenceMilliseconds(now, deadline);
+	if (idle > 0)
+		until = Min(until, now + idle / 4);
+	ms = TimestampDifferenceMilliseconds(now, until);
 	(void) ConditionVariableTimedSleep(cv, Max(ms, 1), PG_WAIT_EXTENSION);
 	return true;
 }
@@ -231,7 +236,7 @@ look_or_wait(Oid owner, const char *id, int max, TimestampTz deadline)
 		look = look_at(owner, id, max, &cv, &retry_at);
 		if (look != LOOK_NOTHING)
 			break;
-		if (!sleep_until(cv, Min(deadline, retry_at)) && retry_at >= deadline)
+		if (!sleep_until(cv, deadline, retry_at))
 			break;
 	}
 	ConditionVariableCancelSleep();
@@ -271,7 +276,6 @@ typedef struct Poll
 	bool		full;
 	TimestampTz now;
 	TimestampTz retry_at;		/* when a held back loss notice may be given */
-	dlist_head	later;			/* links that have such, or what didn't fit */
 } Poll;
 
 static Size
@@ -294,6 +298,13 @@ batch_full(Poll *p, SdSubscription *sub)
 	return batch->nrows >= p->max || !has_room(sub);
 }
 
+/* Do the strings of one more subscription fit that may join the last row? */
+static bool
+ids_fit(SdSubscription *sub)
+{
+	return batch->used + sub->id_len + 1 <= READ_BYTES;
+}
+
 /*
  * Adds the subscription's id to the last row if that is for the same entry.
  * The ids of a row follow one another in buf, so only the last row can grow.
@@ -304,7 +315,7 @@ join_row(Poll *p, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 	ReadRow    *row = batch->nrows > 0 ? &batch->rows[batch->nrows - 1] : NULL;
 
 	if (row == NULL || !row->shared || row->taken.body != entry->body ||
-		row->taken.event_id != entry->event_id)
+		row->taken.event_id != entry->event_id || !ids_fit(sub))
 		return false;
 	(void) put(sub->strings, sub->id_len);
 	row->nids++;
@@ -332,7 +343,10 @@ start_row(Poll *p, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 	return true;
 }
 
-/* Takes one response of one subscription; false if nothing was taken. */
+/*
+ * Takes one response of one subscription; false if nothing was taken.  A full
+ * batch still lets subscriptions join its last row.
+ */
 static bool
 poll_one(Poll *p, SdStream *stream, SdSubscription *sub)
 {
@@ -341,8 +355,14 @@ poll_one(Poll *p, SdStream *stream, SdSubscription *sub)
 
 	if (entry)
 	{
-		if (join_row(p, stream, sub, entry) || start_row(p, stream, sub, entry))
+		if (join_row(p, stream, sub, entry) ||
+			(!batch_full(p, sub) && start_row(p, stream, sub, entry)))
 			return true;
+		p->full = true;
+		return false;
+	}
+	if (batch_full(p, sub))
+	{
 		p->full = true;
 		return false;
 	}
@@ -378,11 +398,6 @@ poll_link(Poll *p, SdLink *link)
 	{
 		SdSubscription *sub = dlist_head_element(SdSubscription, node, &link->behind);
 
-		if (batch_full(p, sub))
-		{
-			p->full = true;
-			break;
-		}
 		(void) poll_one(p, stream, sub);
 		if (p->full)
 			break;
@@ -438,12 +453,7 @@ poll_ended(Poll *p)
 
 		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 		while (took && !p->full)
-		{
-			if (batch_full(p, sub))
-				p->full = true;
-			else
-				took = poll_one(p, stream, sub);
-		}
+			took = poll_one(p, stream, sub);
 		LWLockRelease(&stream->lock);
 		if (p->full)
 			return;
@@ -600,7 +610,7 @@ reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline)
 			look = look_at_consumer(owner, consumer, &cv, &version, &retry_at);
 			if (look != LOOK_NOTHING)
 				break;
-			if (!sleep_until(cv, Min(deadline, retry_at)) && retry_at >= deadline)
+			if (!sleep_until(cv, deadline, retry_at))
 				break;
 		}
 		ConditionVariableCancelSleep();

@@ -29,8 +29,7 @@ extern void subscription_destroy(SdSubscription *sub);
  * Takes the lock itself.  serial 0: whichever has that id.  Tells whether a
  * live one went; ended ones count as gone, and go.
  */
-extern bool subscription_remove_one(Oid dboid, Oid owner, const char *id, uint64 serial,
-									bool only_ended);
+extern bool subscription_remove_one(Oid dboid, Oid owner, const char *id, uint64 serial);
 
 /* ---- registry.c ---- */
 

@@ -207,11 +207,11 @@ run_code(ResolverCode code, void *arg, const SdRights *rights)
 		ereport(ERROR,			/* completed by translate_error */
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("time limit exceeded")));
-	security_leave(&guard);
-	error_context_stack = callback.previous;
-
+	/* first, for settings are rolled back by the level */
 	if (GetCurrentTransactionNestLevel() != nest_level)
 		elog(ERROR, "user code left a subtransaction open");
+	security_leave(&guard);
+	error_context_stack = callback.previous;
 }
 
 /*

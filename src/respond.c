@@ -40,20 +40,41 @@ typedef struct Outcome
 		OUTCOME_RESPONSE, OUTCOME_NOTHING, OUTCOME_LIMITED, OUTCOME_END
 	}			kind;
 	SdEnd		end;
+	bool		no_call;		/* the resolver was not called */
 	bool		timed_out;
+	bool		took_token;
+	TokenBucket before;			/* if so: the stream's bucket, without that */
 } Outcome;
 
 static Outcome *outcomes = NULL;
 static int	noutcomes = 0;
 static int	outcomes_size = 0;
 
+/* The data of the event that is shown, as a payload without a key, or NULL. */
+static SdBody *data_payload = NULL;
+
 /* ---- outcomes: process-wide, so that nothing leaks ---- */
 
+static void
+forget_payload(void)
+{
+	body_unref(data_payload);
+	data_payload = NULL;
+}
+
+/* Backwards, so that a bucket gets what it had first. */
 void
 respond_forget(void)
 {
 	while (noutcomes > 0)
-		body_unref(outcomes[--noutcomes].body);
+	{
+		Outcome    *o = &outcomes[--noutcomes];
+
+		if (o->took_token)
+			o->stream->tokens = o->before;
+		body_unref(o->body);
+	}
+	forget_payload();
 }
 
 static Outcome *
@@ -88,26 +109,51 @@ make_data(void *arg)
 	MemoryContextSwitchTo(old);
 }
 
-/* Where that runs code of the table's owner, it does so like a resolver. */
-void
-respond_need_data(DispatchEvent *e)
+/*
+ * Makes it by code of the table's owner, like a resolver.  That may end the
+ * process too, so it is an attempt of its own; what is noted of another event's
+ * attempts is kept, as that may be the one that its dispatchers die of.
+ */
+static void
+make_data_guarded(DispatchEvent *e, const SdRights *rights)
 {
-	SdRights	rights = {0};
+	SdDispatcher *d = dispatch_self();
+	uint64		id = d->current_id;
+	uint32		attempts = d->attempts;
+	Oid			resolver = d->current_resolver;
+	bool		again = id == e->id && !OidIsValid(resolver);
 	ErrorData  *error = NULL;
 
-	if (e->data)
-		return;
-	if (!event_runs_user_code(e->ev, &rights.role))
-	{
-		make_data(e);
-		return;
-	}
-	if (resolver_guarded(make_data, e, "cast of a row image", &rights, subdispatch_resolver_timeout,
-						 false, dispatch_context, &error) != RESOLVER_OK)
+	if (again && attempts >= MAX_ATTEMPTS)
+		ereport(ERROR,
+				(errcode(ERRCODE_ADMIN_SHUTDOWN),
+				 errmsg("the dispatcher ended each time the row image was cast")));
+	d->attempts = again ? attempts + 1 : 1;
+	d->current_id = e->id;
+	d->current_resolver = InvalidOid;
+	(void) resolver_guarded(make_data, e, "cast of a row image", rights,
+							subdispatch_resolver_timeout, false, dispatch_context, &error);
+	d->current_resolver = resolver;
+	d->current_id = id;
+	d->attempts = again ? 0 : attempts;
+	if (error)
 	{
 		e->data = NULL;
 		ReThrowError(error);
 	}
+}
+
+void
+respond_need_data(DispatchEvent *e)
+{
+	SdRights	rights = {0};
+
+	if (e->data)
+		return;
+	if (event_runs_user_code(e->ev, &rights.role))
+		make_data_guarded(e, &rights);
+	else
+		make_data(e);
 }
 
 static void
@@ -133,11 +179,11 @@ data_body(DispatchEvent *e, SdStream *stream)
 {
 	if (stream->response_key)
 		return dispatch_result_body(e->data, stream->response_key);
-	if (e->body == NULL)
-		e->body = dispatch_result_body(e->data, NULL);
-	if (e->body)
-		pg_atomic_fetch_add_u32(&e->body->refs, 1);
-	return e->body;
+	if (data_payload == NULL)
+		data_payload = dispatch_result_body(e->data, NULL);
+	if (data_payload)
+		pg_atomic_fetch_add_u32(&data_payload->refs, 1);
+	return data_payload;
 }
 
 static void
@@ -177,7 +223,8 @@ show(DispatchEvent *e, SdStream *stream)
 	}
 	if (!dispatch_may_see(stream->identity, e->ev))
 	{
-		stats_add(&dispatch_self()->stats, SD_STAT_DENIED_RLS, 1);
+		if (e->first_time)
+			stats_add(&dispatch_self()->stats, SD_STAT_DENIED_RLS, 1);
 		return;
 	}
 	if (stream->filter && !audience_ignores_filters(e) && !filter_match(stream->filter, &e->data->root))
@@ -185,7 +232,7 @@ show(DispatchEvent *e, SdStream *stream)
 	if (!within_rate(stream, !OidIsValid(stream->resolver)))
 	{
 		count_limited(stream);
-		stream_lose(stream, e->id, 1);
+		stream_limit(stream, e->id);
 		return;
 	}
 	if (OidIsValid(stream->resolver))
@@ -199,36 +246,32 @@ show(DispatchEvent *e, SdStream *stream)
 }
 
 void
-respond_free_body(DispatchEvent *e)
-{
-	body_unref(e->body);
-	e->body = NULL;
-}
-
-void
 respond_show(DispatchEvent *e)
 {
 	e->nwork = 0;
 	audience_visit(e, show);
-	respond_free_body(e);
+	forget_payload();
 }
 
 /* ---- the second phase ---- */
 
-static void
+static Outcome *
 add_response(SdStream *stream, uint64 event_id, SdBody *body)
 {
 	Outcome    *o = add_outcome(stream, event_id);
 
+	o->before = stream->tokens;
 	if (within_rate(stream, true))
 	{
 		o->kind = OUTCOME_RESPONSE;
+		o->took_token = true;
 		o->body = body;
 		if (body)
 			pg_atomic_fetch_add_u32(&body->refs, 1);
 	}
 	else
 		o->kind = OUTCOME_LIMITED;
+	return o;
 }
 
 /* A result for some streams of a call that asked with the same variables. */
@@ -243,7 +286,6 @@ add_result(DispatchEvent *e, SdStream **streams, int n, Jsonb *result)
 	{
 		const char *its_key = streams[i]->response_key;
 
-		streams[i]->timeouts = 0;
 		if (result == NULL)
 		{
 			add_outcome(streams[i], e->id)->kind = OUTCOME_NOTHING;
@@ -269,42 +311,32 @@ respond_failure(DispatchEvent *e, SdStream **streams, int n, ResolverStatus stat
 
 	for (int i = 0; i < n; i++)
 	{
-		SdEnd		end = SD_END_NONE;
-
-		if (status == RESOLVER_GONE)
-			end = SD_END_RESOLVER_GONE;
-		else if (status == RESOLVER_DENIED)
-			end = SD_END_RESOLVER_DENIED;
-		else if (status == RESOLVER_TIMED_OUT)
-		{
-			if (++streams[i]->timeouts >= subdispatch_resolver_max_timeouts &&
-				subdispatch_resolver_max_timeouts > 0)
-				end = SD_END_RESOLVER_TIMEOUTS;
-		}
-		else
-			streams[i]->timeouts = 0;
+		Outcome    *o;
 
 		if (status == RESOLVER_FAILED || status == RESOLVER_TIMED_OUT)
-			add_response(streams[i], e->id, body);
-		if (end != SD_END_NONE)
 		{
-			Outcome    *o = add_outcome(streams[i], e->id);
-
-			o->kind = OUTCOME_END;
-			o->end = end;
+			o = add_response(streams[i], e->id, body);
+			o->timed_out = status == RESOLVER_TIMED_OUT;
+			continue;
 		}
+		o = add_outcome(streams[i], e->id);
+		o->kind = OUTCOME_END;
+		o->end = status == RESOLVER_GONE ? SD_END_RESOLVER_GONE : SD_END_RESOLVER_DENIED;
 	}
 	body_unref(body);
 }
 
-/* One resolver call and all that share it: streams[0 .. n). */
+/*
+ * One resolver call and all that share it: streams[0 .. n).  What it allocates
+ * is the caller's to free: an event may have a great many calls.
+ */
 static void
 call_resolver(DispatchEvent *e, SdStream **streams, int n)
 {
 	SdStream   *first = streams[0];
 	ResolverCall call = {
 		.fn = first->resolver, .batched = first->batched,
-		.timeout_ms = subdispatch_resolver_timeout, .result_context = dispatch_context
+		.timeout_ms = subdispatch_resolver_timeout, .result_context = CurrentMemoryContext
 	};
 	int		   *starts = palloc(sizeof(int) * (n + 1));
 	TimestampTz begin = GetCurrentTimestamp();
@@ -354,6 +386,23 @@ given_up(DispatchEvent *e, SdStream **streams, int n)
 	return true;
 }
 
+/* Nobody who shares the call could get its response: it is left out. */
+static bool
+all_limited(DispatchEvent *e, SdStream **streams, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (within_rate(streams[i], false))
+			return false;
+	for (int i = 0; i < n; i++)
+	{
+		Outcome    *o = add_outcome(streams[i], e->id);
+
+		o->kind = OUTCOME_LIMITED;
+		o->no_call = true;
+	}
+	return true;
+}
+
 /*
  * Streams whose subscriptions have gone since the event was shown need no
  * call.  Read without a lock: one that goes a moment later is called for.
@@ -369,21 +418,20 @@ leave_out_ended(DispatchEvent *e)
 	e->nwork = n;
 }
 
-/*
- * Calls the event's resolvers; isolated: only the call that begins at work
- * item *at, which moves on to the next.
- */
 void
 respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
 {
 	MemoryContext old;
+	MemoryContext call_context = AllocSetContextCreate(dispatch_context,
+													   "subdispatch resolver call",
+													   ALLOCSET_DEFAULT_SIZES);
 
 	if (*at == 0)
 	{
 		leave_out_ended(e);
 		qsort(e->work, e->nwork, sizeof(SdStream *), dispatch_compare_work);
 	}
-	old = MemoryContextSwitchTo(dispatch_context);
+	old = MemoryContextSwitchTo(call_context);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	while (*at < e->nwork)
 	{
@@ -393,16 +441,31 @@ respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
 		while (*at + n < e->nwork && dispatch_same_call(streams[0], streams[n]))
 			n++;
 		*at += n;
-		if (!given_up(e, streams, n))
+		if (!all_limited(e, streams, n) && !given_up(e, streams, n))
 			call_resolver(e, streams, n);
+		MemoryContextReset(call_context);
 		if (GetCurrentTimestamp() >= until)
 			break;
 	}
 	PopActiveSnapshot();
 	MemoryContextSwitchTo(old);
+	MemoryContextDelete(call_context);
 }
 
 /* ---- after the commit ---- */
+
+/*
+ * Counted here and not before, for a batch that is done again must not count
+ * the same call twice.
+ */
+static void
+count_timeouts(Outcome *o)
+{
+	o->stream->timeouts = o->timed_out ? o->stream->timeouts + 1 : 0;
+	if (subdispatch_resolver_max_timeouts > 0 &&
+		o->stream->timeouts >= subdispatch_resolver_max_timeouts)
+		subscription_end_stream(o->stream, SD_END_RESOLVER_TIMEOUTS);
+}
 
 /* Makes readable what the transaction that has just committed brought. */
 void
@@ -412,6 +475,7 @@ respond_release(void)
 	{
 		Outcome    *o = &outcomes[i];
 
+		o->took_token = false;	/* for good */
 		switch (o->kind)
 		{
 			case OUTCOME_RESPONSE:
@@ -422,12 +486,14 @@ respond_release(void)
 				break;
 			case OUTCOME_LIMITED:
 				count_limited(o->stream);
-				stream_lose(o->stream, o->event_id, 1);
+				stream_limit(o->stream, o->event_id);
 				break;
 			case OUTCOME_END:
 				subscription_end_stream(o->stream, o->end);
 				break;
 		}
+		if (!o->no_call)
+			count_timeouts(o);
 	}
 	respond_forget();
 }

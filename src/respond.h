@@ -16,8 +16,6 @@ extern void respond_need_data(DispatchEvent *e);
 
 /* The first phase.  Needs a transaction with a snapshot. */
 extern void respond_show(DispatchEvent *e);
-/* Gives back what an error left of it. */
-extern void respond_free_body(DispatchEvent *e);
 
 /*
  * The second phase: calls the event's resolvers from work item *at on, which
@@ -31,7 +29,7 @@ extern void respond_failure(DispatchEvent *e, SdStream **streams, int n, Resolve
 
 /* Makes the outcomes readable: after the commit. */
 extern void respond_release(void);
-/* Forgets them: after an error. */
+/* Forgets them, and what is left of the first phase: after an error. */
 extern void respond_forget(void);
 
 #endif							/* SD_RESPOND_H */

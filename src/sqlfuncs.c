@@ -108,14 +108,14 @@ empty_object(void)
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 }
 
-/* A jsonb object, flattened; NULL stands for the default {}. */
+/* A jsonb object, flattened. */
 static Jsonb *
 arg_object(FunctionCallInfo fcinfo, int n, const char *what)
 {
 	Jsonb	   *j;
 
 	if (PG_ARGISNULL(n))
-		return empty_object();
+		null_error(what);
 	j = (Jsonb *) PG_DETOAST_DATUM_COPY(PG_GETARG_DATUM(n));
 	if (!JB_ROOT_IS_OBJECT(j))
 		ereport(ERROR,

@@ -205,6 +205,7 @@ trim_to_keep(SdStream *stream)
 		   (stream->head - stream->tail > 1 &&
 			stream->bytes - ENTRY(stream, stream->tail)->bytes_before > stream->keep_bytes))
 	{
+		stream_count_dropped(stream, ENTRY(stream, stream->tail)->remaining);
 		entry_drop(ENTRY(stream, stream->tail));
 		stream->tail++;
 	}
@@ -263,11 +264,16 @@ overflow_strict(SdStream *stream, Size len)
 			cursor_lower_limits(stream, sub);
 		else if (sub->overflow == SD_OVERFLOW_ERROR)
 		{
-			cursor_note_loss(sub, 1, 0);
+			/* Its last message tells of this one, as the reason. */
+			sub->dropped++;
+			stream_count_dropped(stream, 1);
 			stream_end_locked(stream, sub, SD_END_OVERFLOW);
 		}
 		else
+		{
 			cursor_detach(stream, sub);
+			stream->ndetached++;
+		}
 	}
 }
 
@@ -330,8 +336,10 @@ push(SdStream *stream, uint64 event_id, SdBody *body)
 	if (body == NULL || (stream->nattached > 0 && !grow(stream)))
 	{
 		stream->lost++;
+		stream_count_dropped(stream, stream->nattached + stream->ndetached);
 		return;
 	}
+	stream_count_dropped(stream, stream->ndetached);
 	if (stream->nattached > 0)
 	{
 		entry = ENTRY(stream, stream->head);
@@ -377,17 +385,35 @@ stream_append(SdStream *stream, uint64 event_id, SdBody *body)
 		subscription_finish_ends(stream);
 }
 
+/* Caller holds the stream's lock. */
+static void
+lose(SdStream *stream, uint32 n)
+{
+	if (n > 0)
+		stream->lost += n;
+	else
+		stream->gaps++;
+	stream_count_dropped(stream, (uint64) Max(n, 1) * (stream->nattached + stream->ndetached));
+	wake_readers(stream);
+}
+
 void
 stream_lose(SdStream *stream, uint64 event_id, uint32 n)
 {
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	if (advance_progress(stream, event_id))
+		lose(stream, n);
+	LWLockRelease(&stream->lock);
+}
+
+void
+stream_limit(SdStream *stream, uint64 event_id)
+{
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	if (advance_progress(stream, event_id))
 	{
-		if (n > 0)
-			stream->lost += n;
-		else
-			stream->gaps++;
-		wake_readers(stream);
+		stream->limited++;
+		lose(stream, 1);
 	}
 	LWLockRelease(&stream->lock);
 }

@@ -196,7 +196,9 @@ typedef struct SdStream
 	uint64		bytes;			/* payload bytes ever stored */
 	uint64		lost;			/* responses lost, ever */
 	uint32		gaps;			/* losses of unknown size, ever */
+	uint64		limited;		/* of the lost, those refused by the rate limit */
 	uint32		nattached;		/* subscriptions that read the ring */
+	uint32		ndetached;		/* live ones that overflowed and don't, for now */
 	uint32		nstrict;		/* of these not drop_oldest */
 	uint64		strict_limit;	/* no strict one overflows before head gets here */
 	uint64		strict_bytes;	/* or bytes here */
@@ -268,10 +270,14 @@ typedef struct SdSubscription
 	SdLoss		untold;			/* collected, goes with the next response */
 	TimestampTz last_notice;	/* when a loss notice was given */
 	TimestampTz ended_at;
+	uint64		end_lost;		/* stream's lost and gaps when it ended */
+	uint32		end_gaps;
+	uint64		end_skipped;	/* entries passed over while detached until then */
+	uint64		limited_from;	/* stream's limited when it joined */
 	uint64		delivered;
 	uint64		dropped;
 	uint64		errors;			/* responses with errors delivered */
-	uint64		rate_limited;
+	uint64		rate_limited;	/* when it ended */
 
 	/* atomic: written by readers, read by the sweeper */
 	pg_atomic_uint64 last_polled;	/* TimestampTz */
@@ -350,6 +356,9 @@ extern void stream_append(SdStream *stream, uint64 event_id, SdBody *body);
  */
 extern void stream_lose(SdStream *stream, uint64 event_id, uint32 n);
 
+/* The rate limit refuses the event's response: one is lost. */
+extern void stream_limit(SdStream *stream, uint64 event_id);
+
 /* Marks the event as done with: nothing for this stream. */
 extern void stream_skip(SdStream *stream, uint64 event_id);
 
@@ -404,6 +413,7 @@ extern void stream_advance(SdStream *stream, SdSubscription *sub);
 /* For the views. */
 extern uint64 stream_pending(SdStream *stream, SdSubscription *sub);
 extern uint64 stream_dropped(SdStream *stream, SdSubscription *sub);
+extern uint64 stream_rate_limited(SdStream *stream, SdSubscription *sub);
 
 /* Wakes whoever waits for the thing, if anybody does. */
 extern void sd_wake(const void *thing);

@@ -25,6 +25,7 @@ extern uint64 stream_bytes_before(SdStream *stream, uint64 n);
 
 /* ---- cursor.c ---- */
 
+extern void stream_count_dropped(SdStream *stream, uint64 n);
 extern void cursor_note_loss(SdSubscription *sub, uint64 lost, uint64 gaps);
 /* Moves what is pending to a private queue; the stream does without it then. */
 extern void cursor_detach(SdStream *stream, SdSubscription *sub);

@@ -162,19 +162,46 @@ make_subscription(const SdSubscribe *what, const Strings *s)
 	return sub;
 }
 
+/*
+ * Finds the link among the stream's and the consumer's links at once, since
+ * either may have very many.  That of no consumer is a stream's first.
+ */
+static SdLink *
+find_link(SdStream *stream, SdConsumer *consumer)
+{
+	dlist_node *s = stream->links.head.next;
+	dlist_node *c = consumer ? consumer->links.head.next : NULL;
+	SdLink	   *link;
+
+	if (dlist_is_empty(&stream->links) || (consumer && dlist_is_empty(&consumer->links)))
+		return NULL;
+	if (consumer == NULL)
+	{
+		link = dlist_container(SdLink, stream_node, s);
+		return link->consumer == NULL ? link : NULL;
+	}
+	while (s != &stream->links.head && c != &consumer->links.head)
+	{
+		link = dlist_container(SdLink, stream_node, s);
+		if (link->consumer == consumer)
+			return link;
+		link = dlist_container(SdLink, consumer_node, c);
+		if (link->stream == stream)
+			return link;
+		s = s->next;
+		c = c->next;
+	}
+	return NULL;
+}
+
 /* The stream's link for the consumer; makes one.  NULL: no memory. */
 static SdLink *
 get_link(SdStream *stream, SdConsumer *consumer)
 {
-	SdLink	   *link;
-	dlist_iter	iter;
+	SdLink	   *link = find_link(stream, consumer);
 
-	dlist_foreach(iter, &stream->links)
-	{
-		link = dlist_container(SdLink, stream_node, iter.cur);
-		if (link->consumer == consumer)
-			return link;
-	}
+	if (link)
+		return link;
 	link = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdLink));
 	if (link == NULL)
 		return NULL;
@@ -182,9 +209,13 @@ get_link(SdStream *stream, SdConsumer *consumer)
 	link->consumer = consumer;
 	dlist_init(&link->behind);
 	dlist_init(&link->current);
-	dlist_push_tail(&stream->links, &link->stream_node);
 	if (consumer)
+	{
+		dlist_push_tail(&stream->links, &link->stream_node);
 		dlist_push_tail(&consumer->links, &link->consumer_node);
+	}
+	else
+		dlist_push_head(&stream->links, &link->stream_node);
 	return link;
 }
 
@@ -305,8 +336,6 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 		return result;
 	}
 
-	if (old)
-		subscription_destroy(old);
 	stream_pin(parts.stream);
 	sub->consumer = parts.consumer;
 	sub->connection = parts.connection;
@@ -322,6 +351,9 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 	pg_atomic_fetch_add_u32(&sd_shared->nsubscriptions, 1);
 	pg_atomic_fetch_add_u32(&db->nsubscriptions, 1);
 
+	/* Only now: it may be the last that keeps the connection. */
+	if (old)
+		subscription_destroy(old);
 	LWLockAcquire(subscription_id_lock(hash), LW_EXCLUSIVE);
 	sd_hash_insert(&sd_shared->subscriptions, &sub->hnode, hash);
 	LWLockRelease(subscription_id_lock(hash));
@@ -455,7 +487,7 @@ remember(const char *id, Oid owner, uint64 serial)
 
 	if (copy == NULL)
 	{
-		(void) subscription_remove_one(MyDatabaseId, owner, id, serial, false);
+		(void) subscription_remove_one(MyDatabaseId, owner, id, serial);
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	}
 	strcpy(copy, id);
@@ -483,7 +515,7 @@ at_xact_end(XactEvent event, void *arg)
 			{
 				nmade--;
 				(void) subscription_remove_one(MyDatabaseId, made[nmade].owner, made[nmade].id,
-								  made[nmade].serial, false);
+								  made[nmade].serial);
 			}
 			break;
 		case XACT_EVENT_COMMIT:
@@ -503,7 +535,7 @@ at_subxact_end(SubXactEvent event, SubTransactionId mine, SubTransactionId paren
 		{
 			nmade--;
 			(void) subscription_remove_one(MyDatabaseId, made[nmade].owner, made[nmade].id,
-							  made[nmade].serial, false);
+							  made[nmade].serial);
 		}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 		for (int i = nmade - 1; i >= 0 && made[i].subid == mine; i--)

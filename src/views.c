@@ -100,7 +100,7 @@ collect_progress(SubscriptionRow *row, SdSubscription *sub)
 	row->pending = stream_pending(stream, sub);
 	row->dropped = stream_dropped(stream, sub);
 	row->delivered = sub->delivered;
-	row->rate_limited = sub->rate_limited;
+	row->rate_limited = stream_rate_limited(sub->stream, sub);
 	row->errors = sub->errors;
 	LWLockRelease(&stream->lock);
 }

@@ -141,9 +141,13 @@ build() {
 	local dir=$BASE/$1 src=$BASE/$1/src root=$BASE/$1/pg opt d
 	shift
 	"${AS[@]}" mkdir -p "$src" "$root"
-	tar -C "$TOP" -c --exclude-vcs --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude=./test/output \
-		--exclude=./results --exclude=./output_iso --exclude=./tmp_check --exclude='./regression.*' . |
-		"${AS[@]}" tar -C "$src" --no-same-owner -x || return 1
+	# All builds of a run are of one state of the checkout, in which somebody may be at work (tar's status 1).
+	if [ ! -e "$BASE/tree.tar" ]; then
+		tar -C "$TOP" -cf "$BASE/tree.tar" --exclude-vcs --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
+			--exclude=./test/output --exclude=./results --exclude=./output_iso --exclude=./tmp_check \
+			--exclude='./regression.*' . || [ $? = 1 ] || return 1
+	fi
+	"${AS[@]}" tar -C "$src" --no-same-owner -x <"$BASE/tree.tar" || return 1
 
 	# shellcheck disable=SC2016
 	run_job 300 bash -c '
