@@ -22,6 +22,7 @@
 #include "dispatcher.h"
 #include "registry.h"
 #include "respond.h"
+#include "visible.h"
 
 #define STREAMS_PER_LOCK	128
 
@@ -231,6 +232,21 @@ visit_all_values(DispatchEvent *e, SdChannel *channel, Place *place, AudienceVis
 	}
 }
 
+/*
+ * A row that leaves somebody's sight is told to him whatever his filter asks
+ * for.  That can happen to those with a security context and, where the table
+ * has row-level security, to all but superusers.  Counts are read without a
+ * lock: a stream that comes meanwhile can wait for the next event.
+ */
+static bool
+may_leave_somebody(DispatchEvent *e, SdChannel *channel)
+{
+	if (!visible_may_leave(e))
+		return false;
+	return channel->ncontext > 0 ||
+		(channel->nordinary > 0 && visible_table_has_policies(e));
+}
+
 static void
 visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, AudienceVisitor visit)
 {
@@ -238,6 +254,7 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 	Place	   *places;
 	Place		plain = {NULL, 0, 0};
 	int			npaths;
+	bool		any_value;
 
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	channel = channel_lookup(dispatch_db->dboid, name, len, hash);
@@ -251,10 +268,11 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 	if (e->first_time)
 		pg_atomic_fetch_add_u64(&channel->events, 1);
 	respond_need_data(e);
+	any_value = audience_ignores_filters(e) || may_leave_somebody(e, channel);
 	places = get_paths(channel, &npaths);
 	for (int i = 0; i < npaths; i++)
 	{
-		if (audience_ignores_filters(e))
+		if (any_value)
 			visit_all_values(e, channel, &places[i], visit);
 		else if (filter_event_key(&e->data->root, places[i].path, places[i].pathlen,
 								  &places[i].value_hash))

@@ -314,6 +314,8 @@ run_isolated(DispatchEvent *e)
 {
 	Try			t = {.events = e, .n = 1, .what = TRY_SHOW};
 
+	e->careful = true;
+	e->seen = NULL;
 	if (!attempt(&t))
 	{
 		dispatch_log_failure(InvalidOid, t.error, NULL);

@@ -25,6 +25,8 @@ typedef struct DispatchEvent
 	TimestampTz taken_at;
 	bool		measured;
 	bool		first_time;		/* not shown before, by this process */
+	bool		careful;		/* a policy's error is to cost only its identity */
+	struct HTAB *seen;			/* see visible.c */
 	bool		given_up;		/* data is not the event's: nobody knows whom it
 								 * concerns */
 } DispatchEvent;
@@ -53,12 +55,12 @@ extern void dispatch_fault(DispatchEvent *e, const char *stage);
  * may not act as it any more?  Looked up anew for every event.
  */
 extern SdEnd dispatch_identity_end(SdIdentity *identity, uint64 event_id);
-/* May the identity see the event at all? */
-extern bool dispatch_may_see(SdIdentity *identity, const SdEvent *ev);
 
 /* ---- which streams share a resolver call (payload.c) ---- */
 
+/* For qsort; of the event that dispatch_compare_for() named. */
 extern int	dispatch_compare_work(const void *a, const void *b);
+extern void dispatch_compare_for(DispatchEvent *e);
 extern int	dispatch_compare_variables(const SdStream *a, const SdStream *b);
 extern bool dispatch_same_call(const SdStream *a, const SdStream *b);
 

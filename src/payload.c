@@ -5,8 +5,8 @@
  *
  * A call is shared by streams of the same resolver, identity and variables; of
  * a batched resolver by all variables of an identity.  An IMMUTABLE resolver
- * cannot tell identities apart that have the same role and settings, so they
- * share its calls.
+ * cannot tell identities apart that have the same role and settings and see the
+ * same of the event, so they share its calls.
  *
  * No locks are taken, but for DSA's in body_make().
  *
@@ -21,6 +21,7 @@
 
 #include "dispatch.h"
 #include "response.h"
+#include "visible.h"
 
 /* ---- sharing ---- */
 
@@ -34,11 +35,20 @@ compare_jsonb(const Jsonb *a, const Jsonb *b)
 	return memcmp(a, b, VARSIZE(a));
 }
 
+static DispatchEvent *comparing;	/* dispatch_compare_for()'s */
+
+void
+dispatch_compare_for(DispatchEvent *e)
+{
+	comparing = e;
+}
+
 static int
 compare_identity(const SdStream *a, const SdStream *b)
 {
 	const SdIdentity *x = a->identity;
 	const SdIdentity *y = b->identity;
+	int			cmp;
 
 	if (x == y)
 		return 0;
@@ -46,7 +56,11 @@ compare_identity(const SdStream *a, const SdStream *b)
 		return x->serial < y->serial ? -1 : 1;
 	if (x->role != y->role)
 		return x->role < y->role ? -1 : 1;
-	return compare_jsonb(x->settings, y->settings);
+	cmp = compare_jsonb(x->settings, y->settings);
+	if (cmp != 0)
+		return cmp;
+	return compare_jsonb(visible_to(comparing, a->identity)->data,
+						 visible_to(comparing, b->identity)->data);
 }
 
 int

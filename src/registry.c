@@ -487,6 +487,8 @@ init_stream(SdStream *stream, const StreamKey *key)
 	stream->resolver = what->resolver;
 	stream->batched = what->batched;
 	stream->immutable = what->immutable;
+	stream->has_context = JB_ROOT_COUNT(what->context) > 0;
+	stream->ordinary = what->ordinary;
 	stream->rate_limit = what->rate_limit;
 	stream->burst = what->burst;
 	ratelimit_init(&stream->tokens, what->rate_limit, what->burst, GetCurrentTimestamp());
@@ -513,6 +515,8 @@ make_stream(const StreamKey *key, uint32 hash)
 	}
 	sd_hash_insert(&sd_shared->streams, &stream->hnode, hash);
 	key->channel->nstreams++;
+	key->channel->ncontext += stream->has_context;
+	key->channel->nordinary += stream->ordinary;
 	key->identity->nstreams++;
 	return stream;
 }
@@ -563,6 +567,8 @@ registry_leave_stream(SdStream *stream)
 	stream->bucket = NULL;
 	sd_hash_remove(&sd_shared->streams, &stream->hnode);
 	stream->channel->nstreams--;
+	stream->channel->ncontext -= stream->has_context;
+	stream->channel->nordinary -= stream->ordinary;
 	drop_channel(stream->channel);
 	stream->identity->nstreams--;
 	drop_identity(stream->identity);

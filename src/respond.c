@@ -26,6 +26,7 @@
 #include "resolver.h"
 #include "respond.h"
 #include "security.h"
+#include "visible.h"
 
 #define MAX_ATTEMPTS		3	/* deaths over one event before it is given up */
 
@@ -52,6 +53,7 @@ static int	outcomes_size = 0;
 
 /* The data of the event that is shown, as a payload without a key, or NULL. */
 static SdBody *data_payload = NULL;
+static Jsonb *data_of_payload = NULL;
 
 /* ---- outcomes: process-wide, so that nothing leaks ---- */
 
@@ -175,12 +177,16 @@ add_work(DispatchEvent *e, SdStream *stream)
  * one; the caller gets a reference of its own, or NULL without memory.
  */
 static SdBody *
-data_body(DispatchEvent *e, SdStream *stream)
+data_body(Jsonb *data, SdStream *stream)
 {
 	if (stream->response_key)
-		return dispatch_result_body(e->data, stream->response_key);
-	if (data_payload == NULL)
-		data_payload = dispatch_result_body(e->data, NULL);
+		return dispatch_result_body(data, stream->response_key);
+	if (data_payload == NULL || data_of_payload != data)
+	{
+		forget_payload();
+		data_payload = dispatch_result_body(data, NULL);
+		data_of_payload = data;
+	}
 	if (data_payload)
 		pg_atomic_fetch_add_u32(&data_payload->refs, 1);
 	return data_payload;
@@ -211,6 +217,7 @@ show(DispatchEvent *e, SdStream *stream)
 {
 	SdEnd		end;
 	SdBody	   *body;
+	Visible    *visible;
 
 	if (e->id <= stream->last_event_id)
 		return;
@@ -221,13 +228,11 @@ show(DispatchEvent *e, SdStream *stream)
 		subscription_end_stream(stream, end);
 		return;
 	}
-	if (!dispatch_may_see(stream->identity, e->ev))
-	{
-		if (e->first_time)
-			stats_add(&dispatch_self()->stats, SD_STAT_DENIED_RLS, 1);
+	visible = visible_to(e, stream->identity);
+	if (visible->denied)
 		return;
-	}
-	if (stream->filter && !audience_ignores_filters(e) && !filter_match(stream->filter, &e->data->root))
+	if (stream->filter && !visible->leave && !audience_ignores_filters(e) &&
+		!filter_match(stream->filter, &visible->data->root))
 		return;
 	if (!within_rate(stream, !OidIsValid(stream->resolver)))
 	{
@@ -240,7 +245,7 @@ show(DispatchEvent *e, SdStream *stream)
 		add_work(e, stream);
 		return;
 	}
-	body = data_body(e, stream);
+	body = data_body(visible->data, stream);
 	stream_append(stream, e->id, body);
 	body_unref(body);
 }
@@ -344,7 +349,7 @@ call_resolver(DispatchEvent *e, SdStream **streams, int n)
 
 	call.rights = security_make_rights(first->identity->role, first->identity->settings,
 									   subdispatch_context_settings);
-	call.event = event_envelope(e->ev, e->id, e->data);
+	call.event = event_envelope(e->ev, e->id, visible_to(e, first->identity)->data);
 	call.variables = palloc(sizeof(Jsonb *) * n);
 	for (int i = 0; i < n; i++)
 		if (i == 0 || dispatch_compare_variables(streams[i - 1], streams[i]) != 0)
@@ -426,6 +431,7 @@ respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
 													   "subdispatch resolver call",
 													   ALLOCSET_DEFAULT_SIZES);
 
+	dispatch_compare_for(e);
 	if (*at == 0)
 	{
 		leave_out_ended(e);

@@ -23,6 +23,7 @@
 #include "utils/wait_event.h"
 
 #include "bus.h"
+#include "context.h"
 #include "dispatcher.h"
 #include "resolver.h"
 #include "security.h"
@@ -171,11 +172,9 @@ get_identity_args(FunctionCallInfo fcinfo, SdSubscribe *what)
 						GetUserNameFromId(what->role, true)),
 				 errdetail("The subscriber must be able to SET ROLE to it.")));
 	what->context = arg_object(fcinfo, ARG_CONTEXT, "security_context");
-	if (JB_ROOT_COUNT(what->context) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("security contexts are not supported yet"),
-				 errdetail("A context that is not enforced would show what it should hide.")));
+	context_check(what->context);
+	what->user_key = context_user_key(what->context);
+	what->ordinary = !superuser_arg(what->role);
 	if (PG_ARGISNULL(ARG_SETTINGS))
 		what->settings = security_capture_settings(subdispatch_context_settings);
 	else
@@ -199,6 +198,7 @@ get_resolver_args(FunctionCallInfo fcinfo, SdSubscribe *what)
 		resolver_check(what->resolver, what->role, &what->batched);
 		what->immutable = resolver_is_immutable(what->resolver);
 	}
+	context_check_scope(what->context, what->variables);
 	what->filter_json = arg_object(fcinfo, ARG_FILTER, "filter");
 	what->filter = filter_compile(what->filter_json);
 	what->response_key = arg_optional_name(fcinfo, ARG_RESPONSE_KEY, "response_key");

@@ -140,6 +140,8 @@ typedef struct SdChannel
 	pg_atomic_uint32 refs;		/* the registry, streams, pins */
 	uint32		nsubscriptions; /* live ones */
 	uint32		nstreams;		/* live ones; 0: no longer in the registry */
+	uint32		ncontext;		/* of these those with has_context */
+	uint32		nordinary;		/* and ordinary */
 	SdStreamVec plain;			/* streams without an equality filter */
 	dlist_head	paths;			/* SdIndexPaths: the other streams */
 	pg_atomic_uint32 gaps;		/* committed events lost, not yet told */
@@ -161,6 +163,8 @@ typedef struct SdStream
 	Oid			resolver;
 	bool		batched;
 	bool		immutable;		/* the resolver is labelled so */
+	bool		has_context;	/* its identity has a security context */
+	bool		ordinary;		/* its role was no superuser at subscribe() */
 	SdFilter   *filter;			/* NULL: none */
 	Jsonb	   *filter_json;	/* as the first subscriber wrote it */
 	Jsonb	   *variables;		/* NULL without a resolver */

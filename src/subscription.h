@@ -23,6 +23,7 @@ typedef struct SdSubscribe
 	const char *user_key;		/* the context's user_id as text, or NULL */
 	Oid			owner;
 	Oid			role;
+	bool		ordinary;		/* role is no superuser */
 	Jsonb	   *settings;
 	const char *operation_name;
 	const char *operation_id;

@@ -1,0 +1,202 @@
+/*-------------------------------------------------------------------------
+ *
+ * sqlexplain.c
+ *	  explain_delivery(): how a published event would fare.
+ *
+ * Goes through the steps of delivery in their order, with the functions that
+ * the dispatcher uses, but delivers nothing, calls no resolver and takes no
+ * token.  Only the subscription's owner gets an answer, and only about data
+ * that he brings himself.
+ *
+ * Locks: an id lock shared while the subscription's stream is pinned; what is
+ * read of the stream then is immutable.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_proc.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "context.h"
+#include "grants.h"
+#include "security.h"
+#include "sqlfuncs.h"
+#include "subscription.h"
+
+PG_FUNCTION_INFO_V1(subdispatch_explain_delivery);
+
+typedef struct Explain
+{
+	ReturnSetInfo *rsinfo;
+	SdStream   *stream;
+	bool		failed;			/* a step has: the rest is not reached */
+} Explain;
+
+static void
+put(Explain *x, const char *step, bool passed, const char *detail)
+{
+	Datum		values[3];
+	bool		nulls[3] = {false};
+
+	if (x->failed)
+		detail = "not reached";
+	values[0] = CStringGetTextDatum(step);
+	values[1] = BoolGetDatum(passed);
+	nulls[1] = x->failed;
+	nulls[2] = detail == NULL;
+	values[2] = detail ? CStringGetTextDatum(detail) : (Datum) 0;
+	tuplestore_putvalues(x->rsinfo->setResult, x->rsinfo->setDesc, values, nulls);
+	x->failed |= !passed;
+}
+
+static void
+explain_rights(Explain *x, const char *channel)
+{
+	SdStream   *s = x->stream;
+	bool		mine = s->channel->star || strcmp(channel, s->channel->name) == 0;
+
+	put(x, "channel", mine, mine ? s->channel->name : "the subscription is on another channel");
+	if (!security_role_exists(s->identity->role) ||
+		!security_may_become(s->identity->owner, s->identity->role))
+		put(x, "channel grant", false, "the owner may not act as the role");
+	else
+		put(x, "channel grant",
+			grants_allow(s->identity->role, s->channel->name, GRANT_SUBSCRIBE, s->identity->context),
+			GetUserNameFromId(s->identity->role, true));
+	put(x, "row-level security", true, "published data is no row image");
+}
+
+static void
+explain_modules(Explain *x, Jsonb *data, const char *federation_id)
+{
+	Jsonb	   *context = x->stream->identity->context;
+	SdCounter	reason;
+	bool		passed = context_passes(context, &data->root, &reason);
+	bool		row_filter = passed || reason != SD_STAT_DENIED_ROW_FILTER;
+
+	put(x, "row filter", row_filter, row_filter ? NULL : "user_id is not the context's");
+	put(x, "tenant", passed, passed ? NULL : "tenant_id or a field of match is not the context's");
+	passed = context_passes_federation(context, federation_id);
+	put(x, "federation", passed, passed ? NULL : "federation_id is not the context's");
+	put(x, "scope", true, "checked by subscribe()");
+}
+
+/* What is left of the data, NULL if nothing may be seen. */
+static Jsonb *
+visible_fields(Jsonb *context, Jsonb *data)
+{
+	JsonbParseState *state = NULL;
+	JsonbIterator *it;
+	JsonbValue	key;
+	JsonbValue	value;
+
+	if (!context_has_fields(context))
+		return data;
+	if (!JB_ROOT_IS_OBJECT(data))
+		return NULL;
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	it = JsonbIteratorInit(&data->root);
+	(void) JsonbIteratorNext(&it, &key, true);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		(void) JsonbIteratorNext(&it, &value, true);
+		if (!context_shows_field(context, key.val.string.val, key.val.string.len))
+			continue;
+		(void) pushJsonbValue(&state, WJB_KEY, &key);
+		(void) pushJsonbValue(&state, WJB_VALUE, &value);
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+static void
+explain_rest(Explain *x, Jsonb *data)
+{
+	SdStream   *s = x->stream;
+	Jsonb	   *seen = visible_fields(s->identity->context, data);
+	bool		passed;
+
+	put(x, "fields", seen != NULL,
+		seen ? JsonbToCString(NULL, &seen->root, VARSIZE(seen)) : "the data is no object");
+	passed = seen && filter_match(s->filter, &seen->root);
+	put(x, "filter", passed, JsonbToCString(NULL, &s->filter_json->root, VARSIZE(s->filter_json)));
+	if (!OidIsValid(s->resolver))
+		put(x, "resolver", true, "none");
+	else if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(s->resolver)))
+		put(x, "resolver", false, "it does not exist any more");
+	else
+		put(x, "resolver",
+			pg_proc_aclcheck(s->resolver, s->identity->role, ACL_EXECUTE) == ACLCHECK_OK,
+			format_procedure(s->resolver));
+	passed = s->rate_limit <= 0 ||
+		ratelimit_peek(&s->tokens, s->rate_limit, s->burst, GetCurrentTimestamp());
+	put(x, "limits", passed, passed ? NULL : "the rate limit's bucket is empty");
+}
+
+/* The owner's subscription's stream, pinned; raises 42704. */
+static SdStream *
+pin_stream(const char *id)
+{
+	LWLock	   *lock;
+	SdSubscription *sub;
+	SdStream   *stream = NULL;
+
+	shmem_attach();
+	sub = subscription_lookup(GetUserId(), id, &lock);
+	if (sub)
+	{
+		stream = stream_pin(sub->stream);
+		LWLockRelease(lock);
+	}
+	if (stream == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("subscription \"%s\" does not exist", id)));
+	return stream;
+}
+
+Datum
+subdispatch_explain_delivery(PG_FUNCTION_ARGS)
+{
+	Explain		x = {.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo};
+	char	   *id;
+	char	   *channel;
+	char	   *federation_id;
+	Jsonb	   *data;
+
+	sd_require_preload();
+	id = arg_name(fcinfo, 0, "id");
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("data must not be null")));
+	data = PG_GETARG_JSONB_P(1);
+	channel = arg_optional_name(fcinfo, 2, "channel");
+	federation_id = arg_optional_name(fcinfo, 3, "federation_id");
+	InitMaterializedSRF(fcinfo, 0);
+
+	/* The pin must not outlive us: no interrupt may end the process now. */
+	HOLD_INTERRUPTS();
+	x.stream = pin_stream(id);
+	PG_TRY();
+	{
+		explain_rights(&x, channel ? channel : x.stream->channel->name);
+		explain_modules(&x, data, federation_id);
+		explain_rest(&x, data);
+	}
+	PG_FINALLY();
+	{
+		stream_unpin(x.stream);
+	}
+	PG_END_TRY();
+	RESUME_INTERRUPTS();
+	PG_RETURN_NULL();
+}

@@ -1,0 +1,348 @@
+/*-------------------------------------------------------------------------
+ *
+ * visible.c
+ *	  What an identity sees of an event.
+ *
+ * The steps, in this order: SELECT right and row-level security (rls.c, row
+ * images only), the modules of the security context (context.c), removal of
+ * columns and fields.  The two images of an UPDATE are judged each by itself: a
+ * row that can no longer be seen, and could before, becomes a LEAVE with no
+ * more than the old row's key.
+ *
+ * An identity that sees all of an event gets the event's own data, so that all
+ * such identities share one payload.
+ *
+ * No locks are taken.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_class.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+#include "context.h"
+#include "rls.h"
+#include "security.h"
+#include "visible.h"
+
+/* What of a row image goes on; see copy_object(). */
+typedef struct Keep
+{
+	const SdEvent *ev;			/* columns are asked of it, unless NULL */
+	const RlsView *view;		/* NULL: all columns */
+	Bitmapset  *only;			/* NULL: all columns */
+	Jsonb	   *context;		/* fields are asked of it, unless NULL */
+} Keep;
+
+/* ---- parts of data ---- */
+
+static int
+column_number(const SdEvent *ev, const char *name, int len)
+{
+	const SdEventAtt *atts = (const SdEventAtt *) ((const char *) ev + ev->atts);
+
+	for (uint32 i = 0; i < ev->natts; i++)
+		if (OidIsValid(atts[i].type) && strlen(NameStr(atts[i].name)) == (size_t) len &&
+			memcmp(NameStr(atts[i].name), name, len) == 0)
+			return i + 1;
+	return 0;
+}
+
+static bool
+keeps(const Keep *keep, const char *name, int len)
+{
+	int			attno;
+
+	if (keep->context && !context_shows_field(keep->context, name, len))
+		return false;
+	if (keep->ev == NULL || (keep->view == NULL && keep->only == NULL))
+		return true;
+	attno = column_number(keep->ev, name, len);
+	if (attno == 0)
+		return false;
+	return (keep->view == NULL || rls_column_visible(keep->ev, keep->view, attno)) &&
+		(keep->only == NULL || bms_is_member(attno, keep->only));
+}
+
+/* A copy of an object with those members that are kept. */
+static Jsonb *
+copy_object(JsonbContainer *object, const Keep *keep)
+{
+	JsonbParseState *state = NULL;
+	JsonbIterator *it = JsonbIteratorInit(object);
+	JsonbValue	key;
+	JsonbValue	value;
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	(void) JsonbIteratorNext(&it, &key, true);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		(void) JsonbIteratorNext(&it, &value, true);
+		if (!keeps(keep, key.val.string.val, key.val.string.len))
+			continue;
+		(void) pushJsonbValue(&state, WJB_KEY, &key);
+		(void) pushJsonbValue(&state, WJB_VALUE, &value);
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/* The member as an object, or NULL. */
+static JsonbContainer *
+member_object(Jsonb *data, const char *name)
+{
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_OBJECT(data) ||
+		getKeyJsonValueFromContainer(&data->root, name, strlen(name), &value) == NULL ||
+		value.type != jbvBinary || !JsonContainerIsObject(value.val.binary.data))
+		return NULL;
+	return value.val.binary.data;
+}
+
+static void
+push_member(JsonbParseState **state, const char *name, Jsonb *object)
+{
+	JsonbValue	key = {.type = jbvString};
+	JsonbValue	value = {.type = jbvBinary};
+
+	key.val.string.val = unconstify(char *, name);
+	key.val.string.len = strlen(name);
+	value.val.binary.data = &object->root;
+	value.val.binary.len = VARSIZE(object) - VARHDRSZ;
+	(void) pushJsonbValue(state, WJB_KEY, &key);
+	(void) pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static void
+push_text(JsonbParseState **state, const char *name, const char *text)
+{
+	JsonbValue	key = {.type = jbvString};
+	JsonbValue	value = {.type = jbvString};
+
+	key.val.string.val = unconstify(char *, name);
+	key.val.string.len = strlen(name);
+	value.val.string.val = unconstify(char *, text);
+	value.val.string.len = strlen(text);
+	(void) pushJsonbValue(state, WJB_KEY, &key);
+	(void) pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static const char *
+op_name(const DispatchEvent *e)
+{
+	return e->ev->op == SD_OP_INSERT ? "INSERT" : e->ev->op == SD_OP_UPDATE ? "UPDATE" : "DELETE";
+}
+
+/* A change's data with these images; either may be NULL. */
+static Jsonb *
+change_data(const DispatchEvent *e, const char *op, Jsonb *row, Jsonb *old)
+{
+	JsonbParseState *state = NULL;
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_text(&state, "op", op);
+	push_text(&state, "schema", EVENT_STRING(e->ev, schema_name));
+	push_text(&state, "table", EVENT_STRING(e->ev, table_name));
+	if (row)
+		push_member(&state, "row", row);
+	if (old)
+		push_member(&state, "old", old);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/* ---- the steps ---- */
+
+static void
+deny(Visible *v, SdCounter reason)
+{
+	v->denied = true;
+	v->reason = reason;
+}
+
+/* What a plain event's data shows. */
+static void
+see_plain(DispatchEvent *e, SdIdentity *identity, Visible *v)
+{
+	SdCounter	reason;
+
+	if (!context_passes(identity->context, &e->data->root, &reason))
+		deny(v, reason);
+	else if (!context_has_fields(identity->context))
+		v->data = e->data;
+	else if (!JB_ROOT_IS_OBJECT(e->data))
+		deny(v, SD_STAT_DENIED_RBAC);
+	else
+	{
+		Keep		keep = {.context = identity->context};
+
+		v->data = copy_object(&e->data->root, &keep);
+	}
+}
+
+/*
+ * One image: what SELECT shows of it, if the modules let it pass; NULL if not,
+ * and *reason then tells why.
+ */
+static Jsonb *
+see_image(DispatchEvent *e, SdIdentity *identity, const RlsView *view, const char *name,
+		  bool passed_rls, SdCounter *reason)
+{
+	JsonbContainer *image = member_object(e->data, name);
+	Keep		keep = {.ev = e->ev, .view = view->all_columns ? NULL : view};
+	Jsonb	   *seen;
+
+	*reason = SD_STAT_DENIED_RLS;
+	if (image == NULL || !passed_rls)
+		return NULL;
+	seen = copy_object(image, &keep);
+	return context_passes(identity->context, &seen->root, reason) ? seen : NULL;
+}
+
+static Jsonb *
+remove_fields(SdIdentity *identity, Jsonb *image)
+{
+	Keep		keep = {.context = identity->context};
+
+	return image ? copy_object(&image->root, &keep) : NULL;
+}
+
+/* What is left of a row that left: its key, as far as that may be seen. */
+static Jsonb *
+key_of(DispatchEvent *e, Jsonb *old)
+{
+	Keep		keep = {.ev = e->ev, .only = rls_key_columns(e->ev->relid)};
+	JsonbParseState *state = NULL;
+
+	if (keep.only)
+		return copy_object(&old->root, &keep);
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+static void
+see_images(DispatchEvent *e, SdIdentity *identity, const RlsView *view, Visible *v)
+{
+	bool		update = e->ev->op == SD_OP_UPDATE;
+	SdCounter	reason;
+	SdCounter	old_reason;
+	Jsonb	   *row;
+	Jsonb	   *old = NULL;
+
+	row = see_image(e, identity, view, "row", view->row_visible, &reason);
+	if (update)
+		old = see_image(e, identity, view, "old", view->old_visible, &old_reason);
+	if (row)
+		v->data = change_data(e, op_name(e), remove_fields(identity, row),
+							  remove_fields(identity, old));
+	else if (old)
+	{
+		v->leave = true;
+		v->data = change_data(e, "LEAVE", remove_fields(identity, key_of(e, old)), NULL);
+	}
+	else
+		deny(v, reason);
+}
+
+/* Rights are the same for all events, until a setting is reloaded. */
+static const SdRights *
+rights_of(SdIdentity *identity)
+{
+	return security_make_rights(identity->role, identity->settings, subdispatch_context_settings);
+}
+
+static void
+see_change(DispatchEvent *e, SdIdentity *identity, Visible *v)
+{
+	RlsView		view = {
+		.allowed = true, .row_visible = true, .old_visible = true, .all_columns = true
+	};
+
+	if (!rls_sees_all(e->ev, identity->role))
+		rls_view(e->ev, rights_of(identity), !e->careful, subdispatch_resolver_timeout, &view);
+	else if (JB_ROOT_COUNT(identity->context) == 0)
+	{
+		v->data = e->data;
+		return;
+	}
+	if (!view.allowed)
+		deny(v, SD_STAT_DENIED_RLS);
+	else if (e->ev->op == SD_OP_TRUNCATE)
+		v->data = e->data;
+	else
+		see_images(e, identity, &view, v);
+}
+
+static void
+see(DispatchEvent *e, SdIdentity *identity, Visible *v)
+{
+	bool		truncate = e->ev->source == SD_SOURCE_CHANGE && e->ev->op == SD_OP_TRUNCATE;
+
+	if (e->ev->source == SD_SOURCE_CHANGE)
+		see_change(e, identity, v);
+	else if (JB_ROOT_COUNT(identity->context) == 0)
+		v->data = e->data;
+	else
+		see_plain(e, identity, v);
+	if (!v->denied && !truncate &&
+		!context_passes_federation(identity->context, EVENT_STRING(e->ev, federation_id)))
+		deny(v, SD_STAT_DENIED_FEDERATION);
+}
+
+/* ---- once per event and identity ---- */
+
+static void
+make_cache(DispatchEvent *e)
+{
+	HASHCTL		ctl = {
+		.keysize = sizeof(uint64), .entrysize = sizeof(Visible), .hcxt = dispatch_context
+	};
+
+	e->seen = hash_create("subdispatch visible", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+Visible *
+visible_to(DispatchEvent *e, SdIdentity *identity)
+{
+	Visible		fresh = {.identity = identity->serial};
+	Visible    *v;
+	MemoryContext old;
+	bool		found;
+
+	if (e->seen == NULL)
+		make_cache(e);
+	v = hash_search(e->seen, &identity->serial, HASH_FIND, NULL);
+	if (v)
+		return v;
+	old = MemoryContextSwitchTo(dispatch_context);
+	see(e, identity, &fresh);
+	MemoryContextSwitchTo(old);
+	if (fresh.denied && e->first_time)
+		stats_add(&dispatch_self()->stats, fresh.reason, 1);
+	v = hash_search(e->seen, &identity->serial, HASH_ENTER, &found);
+	*v = fresh;
+	return v;
+}
+
+bool
+visible_may_leave(const DispatchEvent *e)
+{
+	return e->ev->source == SD_SOURCE_CHANGE && e->ev->op == SD_OP_UPDATE;
+}
+
+bool
+visible_table_has_policies(const DispatchEvent *e)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(e->ev->relid));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_class) GETSTRUCT(tuple))->relrowsecurity;
+	ReleaseSysCache(tuple);
+	return result;
+}
