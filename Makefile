@@ -84,7 +84,7 @@ PG_CPPFLAGS = -Isrc $(JSONC_CFLAGS) -isystem $(shell $(PG_CONFIG) --includedir-s
 SHLIB_LINK = $(JSONC_LIBS) -ldl
 
 # PG_FUNCTION_ARGS and hook signatures bring parameters that a function need not use.
-WARNINGS = -Wall -Wextra -Wno-unused-parameter
+WARNINGS = -Wall -Wextra -Wno-unused-parameter -Werror=implicit-function-declaration
 
 # "override", because PG_CFLAGS=-DUSE_ASSERT_CHECKING on the command line must not turn the warnings off.
 override PG_CFLAGS += $(WARNINGS)

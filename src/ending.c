@@ -127,6 +127,14 @@ subscription_destroy(SdSubscription *sub)
 	SdStream   *stream = sub->stream;
 	LWLock	   *lock = subscription_id_lock(sub->hnode.hash);
 
+	/*
+	 * First, so that no reader finds one that is in no stream any more, or
+	 * copies the name of a connection that is gone.
+	 */
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	sd_hash_remove(&sd_shared->subscriptions, &sub->hnode);
+	LWLockRelease(lock);
+
 	if (!sub->structurally_ended)
 		structural_end(sub);
 	else if (sub->consumer)
@@ -134,11 +142,6 @@ subscription_destroy(SdSubscription *sub)
 		dlist_delete(&sub->node);
 		pg_atomic_fetch_sub_u32(&sub->consumer->nended, 1);
 	}
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	sd_hash_remove(&sd_shared->subscriptions, &sub->hnode);
-	LWLockRelease(lock);
-
-	/* Not before: a reader that holds the id lock copies the connection's name. */
 	if (sub->connection)
 	{
 		dlist_delete(&sub->connection_node);

@@ -70,6 +70,7 @@ registry_get_consumer(Oid owner, const char *name, bool *is_new)
 		return NULL;
 	consumer->dboid = MyDatabaseId;
 	consumer->owner = owner;
+	LWLockInitialize(&consumer->reading, sd_tranche_consumer);
 	SpinLockInit(&consumer->mutex);
 	dlist_init(&consumer->ready);
 	dlist_init(&consumer->links);

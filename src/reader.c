@@ -17,8 +17,8 @@
  * Waiting: enter the wait point, look, sleep, look again.  The thing waited
  * for is looked up anew each time, so it may go away meanwhile.
  *
- * Locks: registry_lock shared (consumers) or an id lock shared (one
- * subscription), then streams' locks, then a consumer's mutex.
+ * Locks: registry_lock shared and the consumer's reading lock, or an id lock
+ * shared (one subscription); then streams' locks, then a consumer's mutex.
  *
  *-------------------------------------------------------------------------
  */
@@ -425,13 +425,17 @@ pop_ready(SdConsumer *consumer)
 	return link;
 }
 
+/* Back it goes: to the end if it had its turn, else to where it was. */
 static void
-push_ready(SdConsumer *consumer, SdLink *link)
+push_ready(SdConsumer *consumer, SdLink *link, bool had_turn)
 {
 	SpinLockAcquire(&consumer->mutex);
 	if (!link->ready)
 	{
-		dlist_push_tail(&consumer->ready, &link->ready_node);
+		if (had_turn)
+			dlist_push_tail(&consumer->ready, &link->ready_node);
+		else
+			dlist_push_head(&consumer->ready, &link->ready_node);
 		link->ready = true;
 	}
 	SpinLockRelease(&consumer->mutex);
@@ -471,8 +475,8 @@ poll_ready(Poll *p)
 
 	while (!p->full)
 	{
-		int			before = batch->nrows;
 		uint32		used = batch->used;
+		bool		took;
 		SdLink	   *link = pop_ready(p->consumer);
 
 		if (link == NULL)
@@ -481,9 +485,15 @@ poll_ready(Poll *p)
 			break;
 		}
 		if (!poll_link(p, link))
+		{
+			/* It won't come round again. */
+			if (first_idle == link)
+				first_idle = NULL;
 			continue;
-		push_ready(p->consumer, link);
-		if (batch->nrows > before || batch->used > used)
+		}
+		took = batch->used > used;
+		push_ready(p->consumer, link, took || !p->full);
+		if (took)
 			first_idle = NULL;
 		else if (first_idle == NULL)
 			first_idle = link;
@@ -500,8 +510,10 @@ poll_locked(Oid owner, const char *name, Poll *p)
 	if (p->consumer)
 	{
 		pg_atomic_write_u64(&p->consumer->last_polled, p->now);
+		LWLockAcquire(&p->consumer->reading, LW_EXCLUSIVE);
 		poll_ended(p);
 		poll_ready(p);
+		LWLockRelease(&p->consumer->reading);
 	}
 	LWLockRelease(&sd_shared->registry_lock);
 	return p->consumer ? LOOK_NOTHING : LOOK_MISSING;
@@ -547,6 +559,62 @@ link_readable(SdLink *link, TimestampTz now, TimestampTz *retry_at)
 }
 
 /*
+ * Has any of the ended ones something?  Of those whose last message was read
+ * just now there is nothing, until the reader forgets them.
+ */
+static bool
+ended_readable(SdConsumer *consumer, TimestampTz now, TimestampTz *retry_at)
+{
+	dlist_iter	iter;
+
+	if (pg_atomic_read_u32(&consumer->nended) == 0)
+		return false;
+	dlist_foreach(iter, &consumer->ended)
+	{
+		SdSubscription *sub = dlist_container(SdSubscription, node, iter.cur);
+		bool		readable;
+
+		LWLockAcquire(&sub->stream->lock, LW_EXCLUSIVE);
+		readable = stream_readable(sub->stream, sub, now, retry_at);
+		LWLockRelease(&sub->stream->lock);
+		if (readable)
+			return true;
+	}
+	return false;
+}
+
+/* Is any of the links in the ready list readable?  Takes their turns. */
+static bool
+ready_readable(SdConsumer *consumer, TimestampTz now, TimestampTz *retry_at)
+{
+	SdLink	   *first_idle = NULL;
+	SdLink	   *link;
+
+	while ((link = pop_ready(consumer)) != NULL)
+	{
+		TimestampTz held = DT_NOEND;
+		bool		readable = link_readable(link, now, &held);
+
+		*retry_at = Min(*retry_at, held);
+		if (readable || held != DT_NOEND)
+			push_ready(consumer, link, !readable);
+		if (readable)
+			return true;
+		if (held == DT_NOEND)
+		{
+			/* It won't come round again. */
+			if (first_idle == link)
+				first_idle = NULL;
+		}
+		else if (first_idle == link)
+			break;
+		else if (first_idle == NULL)
+			first_idle = link;
+	}
+	return false;
+}
+
+/*
  * Looks whether a consumer has anything to read.  A link that has nothing
  * leaves the ready list, but for held back notices.
  */
@@ -557,8 +625,6 @@ look_at_consumer(Oid owner, const char *name, ConditionVariable **cv, uint64 *ve
 	TimestampTz now = GetCurrentTimestamp();
 	SdConsumer *consumer;
 	Look		look = LOOK_MISSING;
-	SdLink	   *first_idle = NULL;
-	SdLink	   *link;
 
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	consumer = consumer_lookup(owner, name);
@@ -568,24 +634,10 @@ look_at_consumer(Oid owner, const char *name, ConditionVariable **cv, uint64 *ve
 		*version = pg_atomic_read_u64(&consumer->version);
 		pg_atomic_write_u64(&consumer->last_polled, now);
 		sd_shared->slots[MyProc->pgprocno].waiting_on = consumer;
-		look = pg_atomic_read_u32(&consumer->nended) > 0 ? LOOK_SOMETHING : LOOK_NOTHING;
-		while (look == LOOK_NOTHING && (link = pop_ready(consumer)) != NULL)
-		{
-			TimestampTz held = DT_NOEND;
-
-			if (link_readable(link, now, &held))
-				look = LOOK_SOMETHING;
-			*retry_at = Min(*retry_at, held);
-			if (look == LOOK_SOMETHING || held != DT_NOEND)
-				push_ready(consumer, link);
-			if (held != DT_NOEND)
-			{
-				if (first_idle == link)
-					break;
-				if (first_idle == NULL)
-					first_idle = link;
-			}
-		}
+		LWLockAcquire(&consumer->reading, LW_EXCLUSIVE);
+		look = ended_readable(consumer, now, retry_at) ||
+			ready_readable(consumer, now, retry_at) ? LOOK_SOMETHING : LOOK_NOTHING;
+		LWLockRelease(&consumer->reading);
 	}
 	LWLockRelease(&sd_shared->registry_lock);
 	return look;

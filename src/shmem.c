@@ -36,6 +36,7 @@ int			sd_tranche_database;
 int			sd_tranche_registry;
 int			sd_tranche_ids;
 int			sd_tranche_stream;
+int			sd_tranche_consumer;
 int			sd_tranche_order;
 static int	tranche_dsa;
 
@@ -179,12 +180,14 @@ startup(void)
 	sd_tranche_registry = LWLockNewTrancheId();
 	sd_tranche_ids = LWLockNewTrancheId();
 	sd_tranche_stream = LWLockNewTrancheId();
+	sd_tranche_consumer = LWLockNewTrancheId();
 	sd_tranche_order = LWLockNewTrancheId();
 	tranche_dsa = LWLockNewTrancheId();
 	LWLockRegisterTranche(sd_tranche_database, "SubdispatchDatabase");
 	LWLockRegisterTranche(sd_tranche_registry, "SubdispatchRegistry");
 	LWLockRegisterTranche(sd_tranche_ids, "SubdispatchIds");
 	LWLockRegisterTranche(sd_tranche_stream, "SubdispatchStream");
+	LWLockRegisterTranche(sd_tranche_consumer, "SubdispatchConsumer");
 	LWLockRegisterTranche(sd_tranche_order, "SubdispatchOrder");
 	LWLockRegisterTranche(tranche_dsa, "SubdispatchMemory");
 

@@ -128,6 +128,7 @@ extern int	sd_tranche_database;
 extern int	sd_tranche_registry;
 extern int	sd_tranche_ids;
 extern int	sd_tranche_stream;
+extern int	sd_tranche_consumer;
 extern int	sd_tranche_order;
 
 extern uint32 sd_hash_bytes(const void *data, Size len, uint32 seed);

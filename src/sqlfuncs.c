@@ -69,6 +69,14 @@ arg_name(FunctionCallInfo fcinfo, int n, const char *what)
 }
 
 char *
+arg_key(FunctionCallInfo fcinfo, int n, const char *what)
+{
+	if (PG_ARGISNULL(n))
+		null_error(what);
+	return text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+char *
 arg_optional_name(FunctionCallInfo fcinfo, int n, const char *what)
 {
 	return PG_ARGISNULL(n) ? NULL : arg_name(fcinfo, n, what);
@@ -371,14 +379,14 @@ Datum
 subdispatch_unsubscribe(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
-	PG_RETURN_BOOL(subscription_remove(GetUserId(), arg_name(fcinfo, 0, "id")));
+	PG_RETURN_BOOL(subscription_remove(GetUserId(), arg_key(fcinfo, 0, "id")));
 }
 
 Datum
 subdispatch_complete(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
-	PG_RETURN_BOOL(subscription_complete(GetUserId(), arg_name(fcinfo, 0, "id")));
+	PG_RETURN_BOOL(subscription_complete(GetUserId(), arg_key(fcinfo, 0, "id")));
 }
 
 Datum
@@ -386,8 +394,9 @@ subdispatch_disconnect(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
 	PG_RETURN_INT64(subscription_disconnect(GetUserId(),
-											arg_name(fcinfo, 0, "connection_id"),
-											arg_optional_name(fcinfo, 1, "consumer")));
+											arg_key(fcinfo, 0, "connection_id"),
+											PG_ARGISNULL(1) ? NULL :
+											arg_key(fcinfo, 1, "consumer")));
 }
 
 Datum
@@ -403,7 +412,7 @@ Datum
 subdispatch_close_consumer(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
-	PG_RETURN_INT64(consumer_close(GetUserId(), arg_name(fcinfo, 0, "consumer")));
+	PG_RETURN_INT64(consumer_close(GetUserId(), arg_key(fcinfo, 0, "consumer")));
 }
 
 Datum

@@ -14,7 +14,9 @@
 
 /* The text argument, or an error if it is NULL, empty or too long. */
 extern char *arg_name(FunctionCallInfo fcinfo, int n, const char *what);
-/* The same, but NULL for NULL. */
+/* A name to look for, of any length; an error only if it is NULL. */
+extern char *arg_key(FunctionCallInfo fcinfo, int n, const char *what);
+/* As arg_name, but NULL for NULL. */
 extern char *arg_optional_name(FunctionCallInfo fcinfo, int n, const char *what);
 /* An interval argument as a deadline; 0: does not wait. */
 extern TimestampTz arg_deadline(FunctionCallInfo fcinfo, int n);

@@ -149,7 +149,7 @@ subdispatch_next_response(PG_FUNCTION_ARGS)
 	TimestampTz deadline;
 
 	sd_require_preload();
-	id = arg_name(fcinfo, 0, "id");
+	id = arg_key(fcinfo, 0, "id");
 	deadline = arg_deadline(fcinfo, 1);
 	if (deadline != 0)
 		refuse_in_resolver("a read that waits");
@@ -186,7 +186,7 @@ subdispatch_next_responses(PG_FUNCTION_ARGS)
 	bool		ended = false;
 
 	sd_require_preload();
-	id = arg_name(fcinfo, 0, "id");
+	id = arg_key(fcinfo, 0, "id");
 	max = arg_max(fcinfo, 1, "max_responses");
 	deadline = arg_deadline(fcinfo, 2);
 	if (deadline != 0)
@@ -235,7 +235,7 @@ static void
 get_poll_args(FunctionCallInfo fcinfo, PollArgs *args)
 {
 	sd_require_preload();
-	args->consumer = arg_name(fcinfo, 0, "consumer");
+	args->consumer = arg_key(fcinfo, 0, "consumer");
 	args->max = arg_max(fcinfo, 1, "max_responses");
 	args->deadline = arg_deadline(fcinfo, 2);
 	args->room = arg_max(fcinfo, 3, "max_bytes");
@@ -349,6 +349,7 @@ poll_rows(FunctionCallInfo fcinfo, PollArgs *args, PutRow put, bool shared)
 				break;
 			if (!reader_await_consumer(GetUserId(), args->consumer, args->deadline))
 				break;
+			CHECK_FOR_INTERRUPTS();
 			continue;
 		}
 		put_batch(rsinfo, batch, put);
@@ -442,7 +443,7 @@ subdispatch_await_response(PG_FUNCTION_ARGS)
 
 	sd_require_preload();
 	refuse_in_resolver("subdispatch.await_response()");
-	id = arg_name(fcinfo, 0, "id");
+	id = arg_key(fcinfo, 0, "id");
 	deadline = arg_deadline(fcinfo, 1);
 	give_up_snapshot(fcinfo);
 	(void) reader_await(GetUserId(), id, deadline);
@@ -457,7 +458,7 @@ subdispatch_await_responses(PG_FUNCTION_ARGS)
 
 	sd_require_preload();
 	refuse_in_resolver("subdispatch.await_responses()");
-	consumer = arg_name(fcinfo, 0, "consumer");
+	consumer = arg_key(fcinfo, 0, "consumer");
 	deadline = arg_deadline(fcinfo, 1);
 	give_up_snapshot(fcinfo);
 	(void) reader_await_consumer(GetUserId(), consumer, deadline);

@@ -301,6 +301,7 @@ typedef struct SdConsumer
 	SdHashNode	hnode;			/* registry_lock */
 	Oid			dboid;			/* immutable */
 	Oid			owner;			/* immutable */
+	LWLock		reading;		/* whoever reads it or looks whether it can */
 	slock_t		mutex;
 	/* mutex */
 	dlist_head	ready;			/* SdLinks that may have something to read */

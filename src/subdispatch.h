@@ -45,10 +45,11 @@
  *	  1. SdShared->registry_lock	  who exists: every hash table but the ids',
  *									  lists of members
  *	  2. SdShared->id_locks[]		  the hash table of subscription ids
- *	  3. SdStream->lock				  a stream's entries, its readers' cursors
- *	  4. SdConsumer->mutex (spin)	  a consumer's ready list
- *	  5. SdDatabase->order_lock		  tickets, linked transactions, queues
- *	  6. DSA's own locks, latches, condition variables
+ *	  3. SdConsumer->reading		  readers of one consumer take turns
+ *	  4. SdStream->lock				  a stream's entries, its readers' cursors
+ *	  5. SdConsumer->mutex (spin)	  a consumer's ready list
+ *	  6. SdDatabase->order_lock		  tickets, linked transactions, queues
+ *	  7. DSA's own locks, latches, condition variables
  *
  * SdShared->database_lock (slots of databases) is taken before all of them.
  * No user code, no catalog access and no I/O happens while any is held.
