@@ -199,7 +199,7 @@ define_dispatching(void)
 				&subdispatch_user_rate_limit, PGC_SIGHUP);
 	define_int("subdispatch.user_burst",
 			   "Responses that one user may get at once within subdispatch.user_rate_limit.",
-			   "0 counts as 1.",
+			   "0 is the rate itself.",
 			   &subdispatch_user_burst, 0, INT_MAX, PGC_SIGHUP, 0);
 	define_bool("subdispatch.omit_null_errors",
 				"Leaves \"errors\": null out of responses, as the GraphQL specification has it.",

@@ -166,6 +166,7 @@ quota_match(const SdHashNode *node, const void *k)
 		strcmp(quota->key, key->key) == 0;
 }
 
+/* Finds or makes it; counts nothing. */
 static SdQuota *
 get_quota(const QuotaKey *key)
 {
@@ -182,12 +183,50 @@ get_quota(const QuotaKey *key)
 		quota->owner = key->owner;
 		quota->role = key->role;
 		quota->is_role = key->is_role;
+		pg_atomic_init_u32(&quota->refs, 1);
+		SpinLockInit(&quota->mutex);
+		ratelimit_init(&quota->tokens, subdispatch_user_rate_limit, Max(subdispatch_user_burst, 1),
+					   GetCurrentTimestamp());
 		quota->keylen = strlen(key->key);
 		strcpy(quota->key, key->key);
 		sd_hash_insert(&sd_shared->quotas, &quota->hnode, hash);
 	}
-	quota->n++;
 	return quota;
+}
+
+static void
+drop_unused(SdQuota *quota)
+{
+	if (quota->n > 0 || quota->nidentities > 0)
+		return;
+	sd_hash_remove(&sd_shared->quotas, &quota->hnode);
+	quota_unref(quota);
+}
+
+bool
+registry_get_user(const SdSubscribe *what, SdQuota **user)
+{
+	QuotaKey	key = {MyDatabaseId, what->owner, what->role, false, what->user_key};
+
+	*user = NULL;
+	if (what->user_key == NULL)
+		return true;
+	*user = get_quota(&key);
+	if (*user == NULL)
+		return false;
+	(*user)->nidentities++;
+	pg_atomic_fetch_add_u32(&(*user)->refs, 1);
+	return true;
+}
+
+/* The reference is the identity's, for as long as its memory is there. */
+void
+registry_leave_user(SdQuota *user)
+{
+	if (user == NULL)
+		return;
+	user->nidentities--;
+	drop_unused(user);
 }
 
 bool
@@ -199,11 +238,13 @@ registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role)
 	*role = get_quota(&role_key);
 	if (*role == NULL)
 		return false;
+	(*role)->n++;
 	if (what->user_key)
 	{
 		*user = get_quota(&user_key);
 		if (*user == NULL)
 			return false;
+		(*user)->n++;
 	}
 	return true;
 }
@@ -211,10 +252,10 @@ registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role)
 void
 registry_drop_quota(SdQuota *quota)
 {
-	if (quota == NULL || --quota->n > 0)
+	if (quota == NULL)
 		return;
-	sd_hash_remove(&sd_shared->quotas, &quota->hnode);
-	sd_free(quota);
+	quota->n--;
+	drop_unused(quota);
 }
 
 /* ---- consumers that nobody comes for ---- */

@@ -273,14 +273,6 @@ identity_match(const SdHashNode *node, const void *key)
 		same_jsonb(identity->context, what->context);
 }
 
-static void
-free_new_identity(SdIdentity *identity)
-{
-	sd_free(identity->settings);
-	sd_free(identity->context);
-	sd_free(identity);
-}
-
 static SdIdentity *
 get_identity(const SdSubscribe *what)
 {
@@ -300,9 +292,10 @@ get_identity(const SdSubscribe *what)
 	identity->settings = sd_dup(SD_MEM_SUBSCRIPTION, what->settings, VARSIZE(what->settings));
 	identity->context = sd_dup(SD_MEM_SUBSCRIPTION, what->context, VARSIZE(what->context));
 	pg_atomic_init_u32(&identity->refs, 1);
-	if (identity->settings == NULL || identity->context == NULL)
+	if (identity->settings == NULL || identity->context == NULL ||
+		!registry_get_user(what, &identity->user))
 	{
-		free_new_identity(identity);
+		identity_unref(identity);
 		return NULL;
 	}
 	sd_hash_insert(&sd_shared->identities, &identity->hnode, hash);
@@ -315,8 +308,8 @@ drop_identity(SdIdentity *identity)
 	if (identity->nstreams > 0)
 		return;
 	sd_hash_remove(&sd_shared->identities, &identity->hnode);
-	if (pg_atomic_sub_fetch_u32(&identity->refs, 1) == 0)
-		free_new_identity(identity);
+	registry_leave_user(identity->user);
+	identity_unref(identity);
 }
 
 /* ---- channels ---- */

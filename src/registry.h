@@ -49,6 +49,9 @@ extern void registry_drop_connection(SdConnection *connection);
 /* Counts one more for the user (if it has a user_key) and the role. */
 extern bool registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role);
 extern void registry_drop_quota(SdQuota *quota);
+/* The user of an identity, with a reference; NULL without a user_key. */
+extern bool registry_get_user(const SdSubscribe *what, SdQuota **user);
+extern void registry_leave_user(SdQuota *user);
 
 /*
  * The streams of a channel that ask for a value at a path, or those without

@@ -198,6 +198,26 @@ count_limited(SdStream *stream)
 	stats_add(&dispatch_self()->stats, SD_STAT_RATE_LIMITED, 1);
 }
 
+/* Does the user's bucket have a token?  Takes it if take is true. */
+static bool
+within_user_rate(SdStream *stream, bool take)
+{
+	SdQuota    *user = stream->identity->user;
+	double		rate = subdispatch_user_rate_limit;
+	int			burst = subdispatch_user_burst > 0 ? subdispatch_user_burst : Max(1, (int) Min(rate, 1e6));
+	TimestampTz now;
+	bool		result;
+
+	if (user == NULL || rate <= 0)
+		return true;
+	now = GetCurrentTimestamp();
+	SpinLockAcquire(&user->mutex);
+	result = take ? ratelimit_take(&user->tokens, rate, burst, now) :
+		ratelimit_peek(&user->tokens, rate, burst, now);
+	SpinLockRelease(&user->mutex);
+	return result;
+}
+
 /* Does the stream's bucket have a token?  Takes it if take is true. */
 static bool
 within_rate(SdStream *stream, bool take)
@@ -234,7 +254,8 @@ show(DispatchEvent *e, SdStream *stream)
 	if (stream->filter && !visible->leave && !audience_ignores_filters(e) &&
 		!filter_match(stream->filter, &visible->data->root))
 		return;
-	if (!within_rate(stream, !OidIsValid(stream->resolver)))
+	if (!within_rate(stream, !OidIsValid(stream->resolver)) ||
+		!within_user_rate(stream, !OidIsValid(stream->resolver)))
 	{
 		count_limited(stream);
 		stream_limit(stream, e->id);
@@ -396,7 +417,7 @@ static bool
 all_limited(DispatchEvent *e, SdStream **streams, int n)
 {
 	for (int i = 0; i < n; i++)
-		if (within_rate(streams[i], false))
+		if (within_rate(streams[i], false) && within_user_rate(streams[i], false))
 			return false;
 	for (int i = 0; i < n; i++)
 	{
@@ -485,8 +506,13 @@ respond_release(void)
 		switch (o->kind)
 		{
 			case OUTCOME_RESPONSE:
-				stream_append(o->stream, o->event_id, o->body);
-				break;
+				/* The user's bucket is shared, so a token can't be given back. */
+				if (within_user_rate(o->stream, true))
+				{
+					stream_append(o->stream, o->event_id, o->body);
+					break;
+				}
+				/* FALLTHROUGH */
 			case OUTCOME_NOTHING:
 				stream_skip(o->stream, o->event_id);
 				break;

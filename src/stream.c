@@ -140,11 +140,19 @@ stream_pin(SdStream *stream)
 	return stream;
 }
 
-static void
-free_identity(SdIdentity *identity)
+void
+quota_unref(SdQuota *quota)
+{
+	if (quota && pg_atomic_sub_fetch_u32(&quota->refs, 1) == 0)
+		sd_free(quota);
+}
+
+void
+identity_unref(SdIdentity *identity)
 {
 	if (pg_atomic_sub_fetch_u32(&identity->refs, 1) != 0)
 		return;
+	quota_unref(identity->user);
 	sd_free(identity->settings);
 	sd_free(identity->context);
 	sd_free(identity);
@@ -162,7 +170,7 @@ stream_unpin(SdStream *stream)
 	Assert(stream->nattached == 0);
 	Assert(stream->tail == stream->head);
 	channel_unref(stream->channel);
-	free_identity(stream->identity);
+	identity_unref(stream->identity);
 	sd_free(stream->filter);
 	sd_free(stream->filter_json);
 	sd_free(stream->variables);

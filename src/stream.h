@@ -97,6 +97,7 @@ typedef struct SdIdentity
 	Oid			role;			/* whose rights count */
 	uint32		nstreams;		/* live ones; registry_lock */
 	pg_atomic_uint32 refs;		/* the registry, streams */
+	struct SdQuota *user;		/* one reference; NULL without a user_id */
 	uint64		serial;			/* unique: key of the dispatchers' caches */
 	Jsonb	   *settings;		/* {} or {"name": "value", ...} */
 	Jsonb	   *context;		/* the security context */
@@ -329,10 +330,18 @@ typedef struct SdConnection
 	char		name[FLEXIBLE_ARRAY_MEMBER];
 } SdConnection;
 
-/* How many live subscriptions a user or role has. */
+/*
+ * How many live subscriptions a user or role has, and the user's bucket, from
+ * which the dispatchers of all its streams take.  Under registry_lock unless
+ * said otherwise.
+ */
 typedef struct SdQuota
 {
-	SdHashNode	hnode;			/* all under registry_lock */
+	SdHashNode	hnode;
+	pg_atomic_uint32 refs;		/* the registry, identities */
+	uint32		nidentities;	/* live ones of the user */
+	slock_t		mutex;
+	TokenBucket tokens;			/* mutex */
 	Oid			dboid;
 	Oid			owner;
 	Oid			role;
@@ -370,6 +379,8 @@ extern void stream_skip(SdStream *stream, uint64 event_id);
 extern SdStream *stream_pin(SdStream *stream);
 extern void stream_unpin(SdStream *stream);
 extern void channel_unref(SdChannel *channel);
+extern void identity_unref(SdIdentity *identity);
+extern void quota_unref(struct SdQuota *quota);
 
 /* ---- a subscription's place in its stream; caller holds the stream's lock ---- */
 
