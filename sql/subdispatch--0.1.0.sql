@@ -152,6 +152,17 @@ AS 'MODULE_PATHNAME', 'subdispatch_await_responses';
 COMMENT ON PROCEDURE subdispatch.await_responses(pg_catalog.text, pg_catalog.interval) IS
   'Waits, without holding a snapshot, until one of the caller''s consumers has something to read';
 
+CREATE FUNCTION subdispatch.explain_delivery(
+  id pg_catalog.text,
+  data pg_catalog.jsonb,
+  channel pg_catalog.text DEFAULT NULL,
+  federation_id pg_catalog.text DEFAULT NULL)
+RETURNS TABLE (step pg_catalog.text, passed pg_catalog.bool, detail pg_catalog.text)
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'subdispatch_explain_delivery';
+COMMENT ON FUNCTION subdispatch.explain_delivery(pg_catalog.text, pg_catalog.jsonb, pg_catalog.text, pg_catalog.text) IS
+  'How a published event with that data would fare with one of the caller''s subscriptions, step by step; delivers nothing';
+
 CREATE FUNCTION subdispatch.wait_dispatched(timeout pg_catalog.interval DEFAULT '10s')
 RETURNS pg_catalog.bool
 LANGUAGE c VOLATILE PARALLEL UNSAFE
