@@ -368,8 +368,7 @@ call_resolver(DispatchEvent *e, SdStream **streams, int n)
 	TimestampTz begin = GetCurrentTimestamp();
 	SdStats    *stats = &dispatch_self()->stats;
 
-	call.rights = security_make_rights(first->identity->role, first->identity->settings,
-									   subdispatch_context_settings);
+	call.rights = visible_rights(first->identity);
 	call.event = event_envelope(e->ev, e->id, visible_to(e, first->identity)->data);
 	call.variables = palloc(sizeof(Jsonb *) * n);
 	for (int i = 0; i < n; i++)

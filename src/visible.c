@@ -248,11 +248,65 @@ see_images(DispatchEvent *e, SdIdentity *identity, const RlsView *view, Visible 
 		deny(v, reason);
 }
 
-/* Rights are the same for all events, until a setting is reloaded. */
-static const SdRights *
-rights_of(SdIdentity *identity)
+/* An identity's rights, made once. */
+typedef struct Rights
 {
-	return security_make_rights(identity->role, identity->settings, subdispatch_context_settings);
+	uint64		identity;		/* serial; identities never change */
+	SdRights   *rights;
+} Rights;
+
+#define MAX_RIGHTS	10000		/* then the cache begins anew */
+
+/*
+ * Rights are the same for all events until the list of settings changes.  The
+ * cache lives in a context of its own, to be dropped as a whole.
+ */
+const SdRights *
+visible_rights(SdIdentity *identity)
+{
+	static MemoryContext context = NULL;
+	static HTAB *cache = NULL;
+	static char *made_for = NULL;
+	Rights	   *r;
+	bool		found;
+
+	if (cache && (hash_get_num_entries(cache) >= MAX_RIGHTS ||
+				  strcmp(made_for, subdispatch_context_settings) != 0))
+	{
+		MemoryContextDelete(context);
+		cache = NULL;
+	}
+	if (cache == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(uint64), .entrysize = sizeof(Rights)};
+
+		context = AllocSetContextCreate(TopMemoryContext, "subdispatch rights",
+										ALLOCSET_DEFAULT_SIZES);
+		ctl.hcxt = context;
+		made_for = MemoryContextStrdup(context, subdispatch_context_settings);
+		cache = hash_create("subdispatch rights", 256, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	r = hash_search(cache, &identity->serial, HASH_FIND, NULL);
+	if (r == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		SdRights   *rights = security_make_rights(identity->role, identity->settings,
+												  subdispatch_context_settings);
+
+		MemoryContextSwitchTo(old);
+		r = hash_search(cache, &identity->serial, HASH_ENTER, &found);
+		r->rights = rights;
+	}
+	return r->rights;
+}
+
+/* Nothing is to be taken away: the payload can be shared. */
+static bool
+sees_both(DispatchEvent *e, SdIdentity *identity, const RlsView *view)
+{
+	return view->all_columns && view->row_visible &&
+		(view->old_visible || e->ev->op != SD_OP_UPDATE) &&
+		JB_ROOT_COUNT(identity->context) == 0;
 }
 
 static void
@@ -263,7 +317,7 @@ see_change(DispatchEvent *e, SdIdentity *identity, Visible *v)
 	};
 
 	if (!rls_sees_all(e->ev, identity->role))
-		rls_view(e->ev, rights_of(identity), !e->careful, subdispatch_resolver_timeout, &view);
+		rls_view(e->ev, visible_rights(identity), !e->careful, subdispatch_resolver_timeout, &view);
 	else if (JB_ROOT_COUNT(identity->context) == 0)
 	{
 		v->data = e->data;
@@ -271,7 +325,7 @@ see_change(DispatchEvent *e, SdIdentity *identity, Visible *v)
 	}
 	if (!view.allowed)
 		deny(v, SD_STAT_DENIED_RLS);
-	else if (e->ev->op == SD_OP_TRUNCATE)
+	else if (e->ev->op == SD_OP_TRUNCATE || sees_both(e, identity, &view))
 		v->data = e->data;
 	else
 		see_images(e, identity, &view, v);

@@ -9,6 +9,7 @@
 #define SD_VISIBLE_H
 
 #include "dispatch.h"
+#include "security.h"
 
 typedef struct Visible
 {
@@ -25,6 +26,9 @@ typedef struct Visible
  * are raised, or, when e->careful, deny the event to this identity alone.
  */
 extern Visible *visible_to(DispatchEvent *e, SdIdentity *identity);
+
+/* The identity's rights; kept for a later event, but not for longer than a batch. */
+extern const SdRights *visible_rights(SdIdentity *identity);
 
 /*
  * May somebody see that a row left his sight?  Then filters don't say who is

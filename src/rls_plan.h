@@ -1,0 +1,78 @@
+/*-------------------------------------------------------------------------
+ *
+ * rls_plan.h
+ *	  Between rls.c and rls_plan.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_RLS_PLAN_H
+#define SD_RLS_PLAN_H
+
+#include "access/htup.h"
+#include "executor/tuptable.h"
+#include "nodes/bitmapset.h"
+#include "nodes/execnodes.h"
+#include "nodes/plannodes.h"
+
+#include "event.h"
+
+/* A table as it is now, and a slot for one image of it. */
+typedef struct RlsTable
+{
+	Oid			relid;			/* hash key */
+	TupleDesc	desc;			/* a copy, with the table's row type */
+	SdEventTable *layout;		/* as an event would carry it */
+	bool		has_rows;		/* some columns are, or hold, row types */
+	Bitmapset  *keys;			/* see rls_key_columns() */
+	TupleTableSlot *slot;
+	HeapTupleData tuple;		/* what the slot holds */
+} RlsTable;
+
+typedef enum RlsPlanKind
+{
+	RLS_NOTHING,				/* shows no row */
+	RLS_EVERYTHING,				/* shows every row */
+	RLS_EXPRESSION,				/* quals tell */
+	RLS_QUERY					/* stmt tells */
+} RlsPlanKind;
+
+/* A table's policies for one role. */
+typedef struct RlsPlan
+{
+	RlsPlanKind kind;
+	bool		shareable;		/* holds for other settings, too */
+	bool		steady;			/* quals keep nothing between evaluations */
+	List	   *quals;			/* RLS_EXPRESSION: all of them must be true */
+	PlannedStmt *stmt;			/* RLS_QUERY: a row for a visible image */
+	/* what it was made from, besides what rls.c looks at anyway */
+	List	   *relids;			/* an OID list */
+	List	   *items;			/* of PlanInvalItem */
+
+	/* rls_plan_run()'s: a steady expression, ready to run */
+	ExprState  *state;
+	MemoryContext state_context;
+	bool		running;		/* still set: an error ended its last run */
+} RlsPlan;
+
+/* In the current memory context; needs a lock on the table. */
+extern RlsTable *rls_table_make(Relation rel);
+
+/*
+ * Makes a plan of the policies that apply to the current user, who must not be
+ * exempt from them.  In the current memory context; needs a lock on the table
+ * and an active snapshot.  May run user code, and raise any error.
+ */
+extern RlsPlan *rls_plan_make(Relation rel, const RlsTable *table);
+
+/* A copy in the current memory context, without what belongs to running it. */
+extern RlsPlan *rls_plan_copy(const RlsPlan *plan);
+
+/*
+ * Is this image, of the table's layout, visible to the current user, whose
+ * plan it must be?  context: what a steady expression's state is to live in.
+ * Runs user code, and may raise any error.
+ */
+extern bool rls_plan_run(RlsPlan *plan, RlsTable *table, const HeapTupleHeaderData *image,
+						 MemoryContext context);
+
+#endif							/* SD_RLS_PLAN_H */
