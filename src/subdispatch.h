@@ -19,7 +19,9 @@
  *	  event.c         an event as jsonb (event_image.c: row images)
  *	  audience.c      which streams an event concerns
  *	  respond.c       what they get
- *	  visibility.c    whether they may see it
+ *	  visibility.c    who may still subscribe
+ *	  visible.c       what an identity sees of it: rls.c (row-level security,
+ *	                  rls_plan.c), context.c (security contexts)
  *	  match.c         filters (match_compile.c, match_node.c: making them)
  *	  security.c      as whom user code runs
  *	  resolver.c      one call of a resolver, its time limit (pytimeout.c)
@@ -29,7 +31,7 @@
  *	  gaps.c          telling streams that something is missing
  *	  cursor.c        a reader's place in a stream, overflow, losses
  *	  reader.c        reading and waiting (sqlread.c: the SQL functions)
- *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c: likewise)
+ *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
  *	  ending.c        how subscriptions end
  *	  registry.c      the channels, streams, identities they are made of
  *	  owned.c         consumers, connections, quotas
