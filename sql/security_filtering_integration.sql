@@ -84,7 +84,7 @@ SELECT tst.clean();
 
 -- explain_delivery() goes through the steps and stops at the first that fails; it delivers nothing.
 SELECT subdispatch.subscribe('c', 'tst.echo', filter => '{"n": {"gt": 1}}', security_context => '{"user_id": 1, "fields": ["n", "user_id"]}', id => 'explained');
-SELECT step, passed, CASE WHEN step <> 'channel grant' THEN detail END AS detail
+SELECT step, passed, CASE WHEN step <> 'role' THEN detail END AS detail
   FROM subdispatch.explain_delivery('explained', '{"n": 2, "user_id": 1, "secret": 1}');
 SELECT step, passed FROM subdispatch.explain_delivery('explained', '{"n": 2, "user_id": 2}') WHERE passed IS NOT TRUE;
 SELECT step, passed FROM subdispatch.explain_delivery('explained', '{"n": 1, "user_id": 1}') WHERE passed IS NOT TRUE;

@@ -333,7 +333,7 @@ covers_images(const Rights *r, const SdEvent *ev)
 
 /* ---- tables ---- */
 
-/* A descriptor that cannot be shared with the cache any more is made anew. */
+/* Kept in the cache, unless that is out of date already. */
 static RlsTable *
 get_table(Relation rel)
 {
@@ -485,16 +485,15 @@ keep_plan(const Job *job, const RlsPlan *plan)
 static void
 look_at_images(Job *job, RlsPlan *plan, RlsTable *table, MemoryContext context)
 {
-	const char *base = (const char *) job->ev;
+	const SdEvent *ev = job->ev;
+	const char *base = (const char *) ev;
 
-	if (!has_layout(job->ev, table))
+	if (!has_layout(ev, table))
 		return;
-	if (job->ev->row)
-		job->row_visible = rls_plan_run(plan, table, (const HeapTupleHeaderData *) (base + job->ev->row),
-										context);
-	if (job->ev->old)
-		job->old_visible = rls_plan_run(plan, table, (const HeapTupleHeaderData *) (base + job->ev->old),
-										context);
+	if (ev->row)
+		job->row_visible = rls_plan_run(plan, table, (const void *) (base + ev->row), context);
+	if (ev->old)
+		job->old_visible = rls_plan_run(plan, table, (const void *) (base + ev->old), context);
 }
 
 /* The plan isn't there, or not to be trusted. */

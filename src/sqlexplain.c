@@ -28,7 +28,6 @@
 #include "utils/timestamp.h"
 
 #include "context.h"
-#include "grants.h"
 #include "security.h"
 #include "sqlfuncs.h"
 #include "subscription.h"
@@ -68,11 +67,9 @@ explain_rights(Explain *x, const char *channel)
 	put(x, "channel", mine, mine ? s->channel->name : "the subscription is on another channel");
 	if (!security_role_exists(s->identity->role) ||
 		!security_may_become(s->identity->owner, s->identity->role))
-		put(x, "channel grant", false, "the owner may not act as the role");
+		put(x, "role", false, "the owner may not act as the role");
 	else
-		put(x, "channel grant",
-			grants_allow(s->identity->role, s->channel->name, GRANT_SUBSCRIBE, s->identity->context),
-			GetUserNameFromId(s->identity->role, true));
+		put(x, "role", true, GetUserNameFromId(s->identity->role, true));
 	put(x, "row-level security", true, "published data is no row image");
 }
 
