@@ -36,6 +36,7 @@
 #include "dispatcher.h"
 #include "respond.h"
 #include "security.h"
+#include "visible.h"
 
 #define BATCH_EVENTS		256
 #define RESOLVER_SLICE		(5 * 1000)	/* us of resolving until a commit */
@@ -272,6 +273,7 @@ attempt(Try *t)
 		security_reset();
 		respond_forget();
 		audience_unpin_channel();
+		visible_note_error();
 		attempt_end();
 		stats_add(&dispatch_self()->stats, SD_STAT_DISPATCH_ERRORS, 1);
 		if (t->what == TRY_TOGETHER)

@@ -309,6 +309,35 @@ sees_both(DispatchEvent *e, SdIdentity *identity, const RlsView *view)
 		JB_ROOT_COUNT(identity->context) == 0;
 }
 
+/*
+ * Identities whose policies have raised an error before: theirs get a
+ * subtransaction at once, or each of their events would have the whole batch
+ * done again.  By serial, which never comes twice; forgotten when the place is
+ * needed.
+ */
+#define SUSPECTS	1024
+
+static uint64 suspects[SUSPECTS];
+static uint64 evaluating = 0;	/* the identity whose policies run */
+
+void
+visible_note_error(void)
+{
+	if (evaluating != 0)
+		suspects[evaluating % SUSPECTS] = evaluating;
+	evaluating = 0;
+}
+
+static void
+ask_policies(DispatchEvent *e, SdIdentity *identity, RlsView *view)
+{
+	bool		careful = e->careful || suspects[identity->serial % SUSPECTS] == identity->serial;
+
+	evaluating = identity->serial;
+	rls_view(e->ev, visible_rights(identity), !careful, subdispatch_resolver_timeout, view);
+	evaluating = 0;
+}
+
 static void
 see_change(DispatchEvent *e, SdIdentity *identity, Visible *v)
 {
@@ -317,7 +346,7 @@ see_change(DispatchEvent *e, SdIdentity *identity, Visible *v)
 	};
 
 	if (!rls_sees_all(e->ev, identity->role))
-		rls_view(e->ev, visible_rights(identity), !e->careful, subdispatch_resolver_timeout, &view);
+		ask_policies(e, identity, &view);
 	else if (JB_ROOT_COUNT(identity->context) == 0)
 	{
 		v->data = e->data;

@@ -30,6 +30,9 @@ extern Visible *visible_to(DispatchEvent *e, SdIdentity *identity);
 /* The identity's rights; kept for a later event, but not for longer than a batch. */
 extern const SdRights *visible_rights(SdIdentity *identity);
 
+/* An error ended the batch: remembers whose policies ran, if any did. */
+extern void visible_note_error(void);
+
 /*
  * May somebody see that a row left his sight?  Then filters don't say who is
  * concerned.
