@@ -7,7 +7,8 @@
  * type or an object that is none equals nothing.  Values are compared as
  * filters compare them: numbers exactly and as numbers, strings by bytes.
  *
- * No locks, no catalogs; the per-event functions raise no errors.
+ * No locks, no catalogs; but for want of memory the per-event functions raise no
+ * errors.
  *
  *-------------------------------------------------------------------------
  */
@@ -252,8 +253,8 @@ context_has_fields(Jsonb *context)
 	return get_member(context, "fields", &value);
 }
 
-bool
-context_shows_field(Jsonb *context, const char *name, int len)
+static bool
+shows_field(Jsonb *context, const char *name, int len)
 {
 	JsonbValue	fields;
 	JsonbIterator *it;
@@ -268,4 +269,30 @@ context_shows_field(Jsonb *context, const char *name, int len)
 			memcmp(v.val.string.val, name, len) == 0)
 			return true;
 	return false;
+}
+
+Jsonb *
+context_visible_fields(Jsonb *context, Jsonb *object)
+{
+	JsonbParseState *state = NULL;
+	JsonbIterator *it;
+	JsonbValue	key;
+	JsonbValue	value;
+
+	if (!context_has_fields(context))
+		return object;
+	if (!JB_ROOT_IS_OBJECT(object))
+		return NULL;
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	it = JsonbIteratorInit(&object->root);
+	(void) JsonbIteratorNext(&it, &key, true);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		(void) JsonbIteratorNext(&it, &value, true);
+		if (!shows_field(context, key.val.string.val, key.val.string.len))
+			continue;
+		(void) pushJsonbValue(&state, WJB_KEY, &key);
+		(void) pushJsonbValue(&state, WJB_VALUE, &value);
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }

@@ -38,7 +38,10 @@ extern bool context_passes_federation(Jsonb *context, const char *federation_id)
 
 /* Is anything left out for RBAC? */
 extern bool context_has_fields(Jsonb *context);
-/* May the top-level field be seen? */
-extern bool context_shows_field(Jsonb *context, const char *name, int len);
+/*
+ * What RBAC leaves of an object: the object itself, or a palloc'd copy; NULL if
+ * fields are to be left out of something that is no object.
+ */
+extern Jsonb *context_visible_fields(Jsonb *context, Jsonb *object);
 
 #endif							/* SD_CONTEXT_H */

@@ -88,38 +88,11 @@ explain_modules(Explain *x, Jsonb *data, const char *federation_id)
 	put(x, "scope", true, "checked by subscribe()");
 }
 
-/* What is left of the data, NULL if nothing may be seen. */
-static Jsonb *
-visible_fields(Jsonb *context, Jsonb *data)
-{
-	JsonbParseState *state = NULL;
-	JsonbIterator *it;
-	JsonbValue	key;
-	JsonbValue	value;
-
-	if (!context_has_fields(context))
-		return data;
-	if (!JB_ROOT_IS_OBJECT(data))
-		return NULL;
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	it = JsonbIteratorInit(&data->root);
-	(void) JsonbIteratorNext(&it, &key, true);
-	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
-	{
-		(void) JsonbIteratorNext(&it, &value, true);
-		if (!context_shows_field(context, key.val.string.val, key.val.string.len))
-			continue;
-		(void) pushJsonbValue(&state, WJB_KEY, &key);
-		(void) pushJsonbValue(&state, WJB_VALUE, &value);
-	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
-}
-
 static void
 explain_rest(Explain *x, Jsonb *data)
 {
 	SdStream   *s = x->stream;
-	Jsonb	   *seen = visible_fields(s->identity->context, data);
+	Jsonb	   *seen = context_visible_fields(s->identity->context, data);
 	bool		passed;
 
 	put(x, "fields", seen != NULL,

@@ -33,10 +33,9 @@
 /* What of a row image goes on; see copy_object(). */
 typedef struct Keep
 {
-	const SdEvent *ev;			/* columns are asked of it, unless NULL */
+	const SdEvent *ev;			/* whose columns these are */
 	const RlsView *view;		/* NULL: all columns */
 	Bitmapset  *only;			/* NULL: all columns */
-	Jsonb	   *context;		/* fields are asked of it, unless NULL */
 } Keep;
 
 /* ---- parts of data ---- */
@@ -58,9 +57,7 @@ keeps(const Keep *keep, const char *name, int len)
 {
 	int			attno;
 
-	if (keep->context && !context_shows_field(keep->context, name, len))
-		return false;
-	if (keep->ev == NULL || (keep->view == NULL && keep->only == NULL))
+	if (keep->view == NULL && keep->only == NULL)
 		return true;
 	attno = column_number(keep->ev, name, len);
 	if (attno == 0)
@@ -172,15 +169,11 @@ see_plain(DispatchEvent *e, SdIdentity *identity, Visible *v)
 
 	if (!context_passes(identity->context, &e->data->root, &reason))
 		deny(v, reason);
-	else if (!context_has_fields(identity->context))
-		v->data = e->data;
-	else if (!JB_ROOT_IS_OBJECT(e->data))
-		deny(v, SD_STAT_DENIED_RBAC);
 	else
 	{
-		Keep		keep = {.context = identity->context};
-
-		v->data = copy_object(&e->data->root, &keep);
+		v->data = context_visible_fields(identity->context, e->data);
+		if (v->data == NULL)
+			deny(v, SD_STAT_DENIED_RBAC);
 	}
 }
 
@@ -206,9 +199,7 @@ see_image(DispatchEvent *e, SdIdentity *identity, const RlsView *view, const cha
 static Jsonb *
 remove_fields(SdIdentity *identity, Jsonb *image)
 {
-	Keep		keep = {.context = identity->context};
-
-	return image ? copy_object(&image->root, &keep) : NULL;
+	return image ? context_visible_fields(identity->context, image) : NULL;
 }
 
 /* What is left of a row that left: its key, as far as that may be seen. */
