@@ -42,6 +42,7 @@
 #include "dispatcher.h"
 #include "publish.h"
 #include "shmem.h"
+#include "sqlfuncs.h"
 #include "subscription.h"
 
 static PublishTx tx;
@@ -115,6 +116,7 @@ publish_event(const SdEvent *ev)
 
 	Assert(sd_shared != NULL);
 	PreventCommandDuringRecovery("publish()");
+	refuse_in_policy();
 	if (IsParallelWorker())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),

@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
@@ -109,6 +110,15 @@ refuse_in_resolver(const char *function)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("%s cannot be used inside a resolver", function),
 				 errdetail("The dispatcher that runs the resolver would wait for itself.")));
+}
+
+void
+refuse_in_policy(void)
+{
+	if (am_dispatcher && XactReadOnly)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("subdispatch's functions cannot be used in a policy")));
 }
 
 static Jsonb *
@@ -379,6 +389,7 @@ Datum
 subdispatch_unsubscribe(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
+	refuse_in_policy();
 	PG_RETURN_BOOL(subscription_remove(GetUserId(), arg_key(fcinfo, 0, "id")));
 }
 
@@ -386,6 +397,7 @@ Datum
 subdispatch_complete(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
+	refuse_in_policy();
 	PG_RETURN_BOOL(subscription_complete(GetUserId(), arg_key(fcinfo, 0, "id")));
 }
 
@@ -393,6 +405,7 @@ Datum
 subdispatch_disconnect(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
+	refuse_in_policy();
 	PG_RETURN_INT64(subscription_disconnect(GetUserId(),
 											arg_key(fcinfo, 0, "connection_id"),
 											PG_ARGISNULL(1) ? NULL :
@@ -403,6 +416,7 @@ Datum
 subdispatch_open_consumer(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
+	refuse_in_policy();
 	refuse_in_resolver("subdispatch.open_consumer()");
 	(void) database_get(true, false);
 	PG_RETURN_INT64(consumer_open(GetUserId(), arg_name(fcinfo, 0, "consumer")));
@@ -412,6 +426,7 @@ Datum
 subdispatch_close_consumer(PG_FUNCTION_ARGS)
 {
 	sd_require_preload();
+	refuse_in_policy();
 	PG_RETURN_INT64(consumer_close(GetUserId(), arg_key(fcinfo, 0, "consumer")));
 }
 

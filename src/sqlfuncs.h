@@ -22,5 +22,10 @@ extern char *arg_optional_name(FunctionCallInfo fcinfo, int n, const char *what)
 extern TimestampTz arg_deadline(FunctionCallInfo fcinfo, int n);
 /* Refuses to wait where nothing may wait: in resolvers, in dispatchers. */
 extern void refuse_in_resolver(const char *function);
+/*
+ * Refuses what takes effect outside of the transaction to policies: they run as
+ * the subscriber, but are the table owner's.
+ */
+extern void refuse_in_policy(void);
 
 #endif							/* SD_SQLFUNCS_H */

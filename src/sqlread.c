@@ -149,6 +149,7 @@ subdispatch_next_response(PG_FUNCTION_ARGS)
 	TimestampTz deadline;
 
 	sd_require_preload();
+	refuse_in_policy();
 	id = arg_key(fcinfo, 0, "id");
 	deadline = arg_deadline(fcinfo, 1);
 	if (deadline != 0)
@@ -186,6 +187,7 @@ subdispatch_next_responses(PG_FUNCTION_ARGS)
 	bool		ended = false;
 
 	sd_require_preload();
+	refuse_in_policy();
 	id = arg_key(fcinfo, 0, "id");
 	max = arg_max(fcinfo, 1, "max_responses");
 	deadline = arg_deadline(fcinfo, 2);
@@ -235,6 +237,7 @@ static void
 get_poll_args(FunctionCallInfo fcinfo, PollArgs *args)
 {
 	sd_require_preload();
+	refuse_in_policy();
 	args->consumer = arg_key(fcinfo, 0, "consumer");
 	args->max = arg_max(fcinfo, 1, "max_responses");
 	args->deadline = arg_deadline(fcinfo, 2);
