@@ -14,7 +14,7 @@ CREATE ROLE regress_sub_monitor IN ROLE pg_monitor;
 GRANT regress_sub_alice TO regress_sub_gateway;
 GRANT USAGE ON SCHEMA subdispatch TO regress_sub_alice, regress_sub_bob, regress_sub_gateway, regress_sub_monitor;
 GRANT EXECUTE ON ALL ROUTINES IN SCHEMA subdispatch TO regress_sub_alice, regress_sub_bob, regress_sub_gateway;
-REVOKE EXECUTE ON FUNCTION subdispatch.metrics(), subdispatch.reset_stats()
+REVOKE EXECUTE ON FUNCTION subdispatch.metrics(), subdispatch.reset_stats(), subdispatch.grant_channel, subdispatch.revoke_channel
   FROM regress_sub_alice, regress_sub_bob, regress_sub_gateway;
 
 CREATE SCHEMA tst;

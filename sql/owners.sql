@@ -5,6 +5,7 @@ BEGIN
   INSERT INTO tst.calls VALUES ('whoami', to_jsonb(current_user));
   RETURN jsonb_build_object('user', current_user, 'app.user_id', nullif(current_setting('app.user_id', true), ''), 'app.tenant', nullif(current_setting('app.tenant', true), ''));
 END $$;
+SELECT subdispatch.grant_channel('c', '-', 'subscribe');
 -- Ids, connections and consumers are named in the owner's namespace.
 SET ROLE regress_sub_alice;
 SELECT subdispatch.subscribe('c', id => 'mine', consumer => 'g', connection_id => 'ws'), subdispatch.subscribe('c', id => 'alice''s', consumer => 'alice''s', connection_id => 'alice''s');
@@ -146,3 +147,4 @@ RESET subdispatch.context_settings;
 RESET app.user_id;
 TRUNCATE tst.calls;
 DROP FUNCTION tst.whoami, tst.restricted, tst.subscribe_as_alice;
+SELECT subdispatch.revoke_channel('c', '-', 'subscribe');

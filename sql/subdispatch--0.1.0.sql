@@ -17,14 +17,14 @@ RETURNS pg_catalog.void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'subdispatch_publish';
 COMMENT ON FUNCTION subdispatch.publish(pg_catalog.text, pg_catalog.jsonb, pg_catalog.text, pg_catalog.text, pg_catalog.text) IS
-  'Publishes an event on a channel when the transaction commits. Needs EXECUTE, which a superuser grants';
+  'Publishes an event on a channel when the transaction commits. Needs EXECUTE, which a superuser grants, and the privilege "publish" on the channel';
 
 CREATE FUNCTION subdispatch.publish_change()
 RETURNS pg_catalog.trigger
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'subdispatch_publish_change';
 COMMENT ON FUNCTION subdispatch.publish_change() IS
-  'Trigger function (AFTER ... FOR EACH ROW, AFTER TRUNCATE ... FOR EACH STATEMENT) that publishes the change; arguments: channel [, event_type]. Creating the trigger needs EXECUTE';
+  'Trigger function (AFTER ... FOR EACH ROW, AFTER TRUNCATE ... FOR EACH STATEMENT) that publishes the change; arguments: channel [, event_type]. Creating the trigger needs EXECUTE; the table''s owner needs the privilege "publish" on the channel';
 
 -- ---- subscribing ----
 
@@ -52,7 +52,7 @@ AS 'MODULE_PATHNAME', 'subdispatch_subscribe';
 COMMENT ON FUNCTION subdispatch.subscribe(pg_catalog.text, pg_catalog.regproc, pg_catalog.jsonb, pg_catalog.jsonb, pg_catalog.jsonb,
     pg_catalog.regrole, pg_catalog.jsonb, pg_catalog.text, pg_catalog.text, pg_catalog.text, pg_catalog.text, pg_catalog.text,
     pg_catalog.text, pg_catalog.float8, pg_catalog.int4, pg_catalog.int4, pg_catalog.text) IS
-  'Subscribes to a channel, from now on, and returns the subscription''s id. Needs EXECUTE, which a superuser grants, and the right to SET ROLE to run_as';
+  'Subscribes to a channel, from now on, and returns the subscription''s id. Needs EXECUTE, which a superuser grants, the right to SET ROLE to run_as, and for run_as the privilege "subscribe" on the channel';
 
 CREATE FUNCTION subdispatch.unsubscribe(id pg_catalog.text)
 RETURNS pg_catalog.bool
@@ -328,6 +328,61 @@ AS 'MODULE_PATHNAME', 'subdispatch_health';
 COMMENT ON FUNCTION subdispatch.health() IS
   'What a health check asks for: "status" is ok, degraded or down, "problems" says why. For members of pg_monitor';
 
+-- ---- grants on channels ----
+
+CREATE TABLE subdispatch.channel_grants (
+  channel pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+  grantee pg_catalog.regrole NOT NULL,
+  privilege pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+  required_context pg_catalog.text[] COLLATE pg_catalog."C",
+  CONSTRAINT channel_grants_key UNIQUE NULLS NOT DISTINCT (channel, grantee, privilege, required_context),
+  CONSTRAINT channel_grants_privilege
+    CHECK (privilege OPERATOR(pg_catalog.=) 'publish' OR privilege OPERATOR(pg_catalog.=) 'subscribe'));
+COMMENT ON TABLE subdispatch.channel_grants IS
+  'Who may publish on and subscribe to which channels; written by grant_channel() and revoke_channel(). Grantee "-" is PUBLIC. For members of pg_monitor';
+COMMENT ON COLUMN subdispatch.channel_grants.channel IS 'A channel, a prefix such as "orders.*", or "*"';
+COMMENT ON COLUMN subdispatch.channel_grants.grantee IS 'The role; its members have the privilege, too';
+COMMENT ON COLUMN subdispatch.channel_grants.privilege IS 'publish or subscribe';
+COMMENT ON COLUMN subdispatch.channel_grants.required_context IS
+  'Keys that a subscriber''s security context must have; NULL: none';
+
+-- The row of a role that was dropped from another database could not be restored, or be somebody else's then.
+SELECT pg_catalog.pg_extension_config_dump('subdispatch.channel_grants',
+  'WHERE grantee::pg_catalog.oid OPERATOR(pg_catalog.=) 0 OR EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid OPERATOR(pg_catalog.=) grantee::pg_catalog.oid)');
+
+CREATE FUNCTION subdispatch.channel_grants_changed()
+RETURNS pg_catalog.trigger
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'subdispatch_channel_grants_changed';
+COMMENT ON FUNCTION subdispatch.channel_grants_changed() IS
+  'Trigger function of channel_grants: what is written there takes effect with the next event';
+
+CREATE TRIGGER channel_grants_changed
+  AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON subdispatch.channel_grants
+  FOR EACH STATEMENT EXECUTE FUNCTION subdispatch.channel_grants_changed();
+ALTER TABLE subdispatch.channel_grants ENABLE ALWAYS TRIGGER channel_grants_changed;
+
+CREATE FUNCTION subdispatch.grant_channel(
+  channel pg_catalog.text,
+  grantee pg_catalog.regrole,
+  privilege pg_catalog.text,
+  required_context pg_catalog.text[] DEFAULT NULL)
+RETURNS pg_catalog.void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'subdispatch_grant_channel';
+COMMENT ON FUNCTION subdispatch.grant_channel(pg_catalog.text, pg_catalog.regrole, pg_catalog.text, pg_catalog.text[]) IS
+  'Grants a role (PUBLIC: ''-'') the privilege publish or subscribe on a channel, a prefix such as ''orders.*'', or ''*''. EXECUTE is the right to grant';
+
+CREATE FUNCTION subdispatch.revoke_channel(
+  channel pg_catalog.text,
+  grantee pg_catalog.regrole,
+  privilege pg_catalog.text)
+RETURNS pg_catalog.void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'subdispatch_revoke_channel';
+COMMENT ON FUNCTION subdispatch.revoke_channel(pg_catalog.text, pg_catalog.regrole, pg_catalog.text) IS
+  'Takes back what was granted with the same channel, role and privilege, whatever context it required; ends the subscriptions that are no longer allowed';
+
 -- ---- privileges ----
 
 REVOKE ALL ON ALL ROUTINES IN SCHEMA subdispatch FROM PUBLIC;
@@ -342,4 +397,4 @@ GRANT SELECT ON subdispatch.subscriptions, subdispatch.consumers, subdispatch.ch
 GRANT EXECUTE ON FUNCTION
   subdispatch.list_workers(), subdispatch.metrics(), subdispatch.health(), subdispatch.reset_stats()
   TO pg_monitor;
-GRANT SELECT ON subdispatch.workers TO pg_monitor;
+GRANT SELECT ON subdispatch.workers, subdispatch.channel_grants TO pg_monitor;

@@ -19,9 +19,11 @@ SELECT tst.clean();
 
 -- All arguments by position.
 CREATE FUNCTION tst.r(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT jsonb_build_object(''e'', event->''data'', ''v'', variables)';
+SELECT subdispatch.grant_channel('c', 'regress_sub_alice', 'subscribe');
 SELECT subdispatch.subscribe('c', 'tst.r', '{"x": 1}', '{"k": 1}', '{}', 'regress_sub_alice', NULL, 'OnThing', '1', 'thing', 'all', 'ws-1', 'gateway', 1000, 1000, 10, 'error');
 SELECT id, role::text, channel, resolver::text, variables, filter, security_context, operation_name, operation_id, connection_id, consumer
   FROM subdispatch.subscriptions;
+SELECT subdispatch.revoke_channel('c', 'regress_sub_alice', 'subscribe');
 SELECT tst.clean();
 SELECT subdispatch.subscribe('c', 'tst.r', '{"x": 1}', '{"k": 1}', operation_name => 'OnThing', operation_id => '1', response_key => 'thing', id => 'all');
 SELECT subdispatch.publish('c', '{"k": 1}'), subdispatch.publish('c', '{"k": 2}');

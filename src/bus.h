@@ -76,8 +76,13 @@ extern bool notify_receive(SdDatabase *db, int dispatcher);
 /* Is anything received and not linked yet, for want of room? */
 extern bool notify_backlog(void);
 
-/* Does subdispatch.listen_channels cover the channel, and can it be LISTENed on? */
+/*
+ * Does subdispatch.listen_channels cover the channel, by a pattern only if
+ * there is no grant on it, and can it be LISTENed on?  In a transaction.
+ */
 extern bool notify_covers(const char *channel);
+/* Is it there by its name? */
+extern bool notify_names(const char *channel);
 extern bool notify_check_listen_channels(char **newval, void **extra, int source);
 
 #endif							/* SD_BUS_H */

@@ -5,7 +5,8 @@
  *
  * The channels are those of the registry that are this dispatcher's and that
  * subdispatch.listen_channels covers.  What others want is a number that rises
- * (listen_requests); what was done about it is listen_done.
+ * (listen_requests), also when grants change; what was done about it is
+ * listen_done.
  *
  * When a dispatcher ends nobody LISTENs until the next one does, and what it
  * had received and not linked is gone.  Its successor therefore finds the
@@ -30,6 +31,7 @@
 
 #include "bus.h"
 #include "bus_listen.h"
+#include "grants.h"
 #include "subscription.h"
 #include "walk.h"
 
@@ -169,7 +171,13 @@ find_wanted(int dispatcher)
 {
 	WantedWalk	w = {dispatcher, NULL};
 	SdWalk		walk = {0};
+	MemoryContext old = CurrentMemoryContext;
 
+	/* Whether there are grants on a channel is in a table. */
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(old);
+	grants_refresh();
 	w.wanted = make_channel_table("subdispatch channels wanted", CurrentMemoryContext);
 	walk.table = &sd_shared->channels;
 	walk.row_size = NAMEDATALEN;
@@ -177,6 +185,8 @@ find_wanted(int dispatcher)
 	walk.emit = emit_wanted;
 	walk.arg = &w;
 	walk_run(&walk);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
 	return w.wanted;
 }
 

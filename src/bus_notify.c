@@ -9,7 +9,7 @@
  * at the call, never a cut.  Anybody can LISTEN and NOTIFY, so images of rows
  * never come this way.
  *
- * Takes no lock of ours.
+ * Takes no lock of ours; looks at grants.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,6 +28,7 @@
 
 #include "bus.h"
 #include "envelope.h"
+#include "grants.h"
 
 /* What Async_Notify() takes; async.c keeps its limits to itself. */
 #define MAX_CHANNEL		(NAMEDATALEN - 1)
@@ -45,6 +46,12 @@ check_channel(const char *channel)
 				 errdetail("The name has %zu bytes; with subdispatch.event_bus = notify it may have %d.",
 						   strlen(channel), MAX_CHANNEL),
 				 errhint("Use a shorter name, or set subdispatch.event_bus to memory.")));
+	if (!notify_names(channel) && grants_cover(channel))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("channel \"%s\" cannot be used on the notify bus", channel),
+				 errdetail("Privileges are granted on the channel, but with subdispatch.event_bus = notify any role can send to it and listen to it."),
+				 errhint("Name the channel in subdispatch.listen_channels (a pattern is not enough), or set subdispatch.event_bus to memory.")));
 	/* It would be sent, and no dispatcher would be there to receive it. */
 	if (!notify_covers(channel))
 		ereport(ERROR,
@@ -153,18 +160,24 @@ is_blank(const char *list)
 }
 
 static bool
+element_names(const char *element, Size len, const char *channel)
+{
+	return strlen(channel) == len && memcmp(channel, element, len) == 0;
+}
+
+static bool
 element_covers(const char *element, Size len, const char *channel)
 {
 	if (len == 1 && element[0] == '*')
 		return true;
 	if (len > 2 && element[len - 2] == '.' && element[len - 1] == '*')
 		return strncmp(channel, element, len - 1) == 0;
-	return strlen(channel) == len && memcmp(channel, element, len) == 0;
+	return element_names(element, len, channel);
 }
 
 /* Also false for what no NOTIFY can be sent to. */
-bool
-notify_covers(const char *channel)
+static bool
+list_covers(const char *channel, bool by_name)
 {
 	const char *at = subdispatch_listen_channels;
 	const char *element;
@@ -173,9 +186,27 @@ notify_covers(const char *channel)
 	if (len == 0 || len > MAX_CHANNEL || at == NULL || is_blank(at))
 		return false;
 	while (next_element(&at, &element, &len))
-		if (element_covers(element, len, channel))
+		if (by_name ? element_names(element, len, channel) : element_covers(element, len, channel))
 			return true;
 	return false;
+}
+
+/*
+ * Anybody can NOTIFY, so a channel on which somebody was granted a privilege
+ * is LISTENed on only if that was asked for by its name.
+ */
+bool
+notify_covers(const char *channel)
+{
+	if (!list_covers(channel, false))
+		return false;
+	return notify_names(channel) || !grants_cover(channel);
+}
+
+bool
+notify_names(const char *channel)
+{
+	return list_covers(channel, true);
 }
 
 /* A name, a name followed by ".*", or "*". */

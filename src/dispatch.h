@@ -51,10 +51,11 @@ extern void dispatch_fault(DispatchEvent *e, const char *stage);
 /* ---- who may see (visibility.c) ---- */
 
 /*
- * Must the streams of this identity end, because the role is gone or the owner
- * may not act as it any more?  Looked up anew for every event.
+ * Must the stream end, because its identity's role is gone, its owner may not
+ * act as it any more, or it has lost its grant on the channel?  Looked up anew
+ * for every event.
  */
-extern SdEnd dispatch_identity_end(SdIdentity *identity, uint64 event_id);
+extern SdEnd dispatch_stream_end(SdStream *stream, uint64 event_id);
 
 /* ---- which streams share a resolver call (payload.c) ---- */
 

@@ -59,6 +59,7 @@
 
 #include "bus.h"
 #include "dispatcher.h"
+#include "grants.h"
 #include "shmem.h"
 #include "subscription.h"
 
@@ -201,7 +202,10 @@ pause_database(Oid dboid, bool until_end)
 
 /* ---- DROP ---- */
 
-/* Attaches to shared memory now, as that could fail after the commit. */
+/*
+ * Attaches to shared memory now, as that could fail after the commit.  A role's
+ * grants on channels are dropped with it, those in this database.
+ */
 static void
 object_dropped(Oid class, Oid object)
 {
@@ -220,6 +224,8 @@ object_dropped(Oid class, Oid object)
 		shmem_attach();
 		dropped_extension = object;
 	}
+	else if (class == AuthIdRelationId)
+		grants_role_dropped(object);
 }
 
 static void

@@ -11,13 +11,17 @@
 #include "postgres.h"
 
 #include "access/detoast.h"
+#include "access/htup_details.h"
+#include "catalog/pg_class.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "bus.h"
+#include "grants.h"
 #include "publish_change.h"
 #include "shmem.h"
 
@@ -97,6 +101,7 @@ subdispatch_publish(PG_FUNCTION_ARGS)
 					 toast_raw_datum_size(PG_GETARG_DATUM(ARG_DATA)));
 	channel = text_to_cstring(PG_GETARG_TEXT_PP(ARG_CHANNEL));
 	check_channel(channel);
+	grants_require(GetUserId(), channel, GRANT_PUBLISH, NULL, NULL);
 
 	ev = event_make(channel, optional_text(fcinfo, ARG_EVENT_TYPE),
 					optional_text(fcinfo, ARG_CORRELATION_ID),
@@ -161,6 +166,29 @@ check_trigger(FunctionCallInfo fcinfo)
 				 errhint("Call publish() with the data, or use a table that is not temporary.")));
 }
 
+/*
+ * What a row image shows is decided by code of the table's owner (policies)
+ * that runs with the subscribers' rights: so he must be somebody whom they
+ * were told to trust.  The table is the one that the event is about, which for
+ * a partition's trigger is the one that it was created on.
+ */
+static void
+check_owner(const SdEvent *ev, Relation rel, const char *channel)
+{
+	Oid			owner = rel->rd_rel->relowner;
+
+	if (ev->relid != RelationGetRelid(rel))
+	{
+		HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(ev->relid));
+
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for relation %u", ev->relid);
+		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	grants_require(owner, channel, GRANT_PUBLISH, NULL, EVENT_STRING(ev, table_name));
+}
+
 PG_FUNCTION_INFO_V1(subdispatch_publish_change);
 
 Datum
@@ -177,6 +205,7 @@ subdispatch_publish_change(PG_FUNCTION_ARGS)
 
 	ev = change_event(data, trigger->tgargs[0],
 					  trigger->tgnargs > 1 ? trigger->tgargs[1] : NULL);
+	check_owner(ev, data->tg_relation, trigger->tgargs[0]);
 	publish_event(ev);
 	pfree(ev);
 	return PointerGetDatum(NULL);

@@ -242,9 +242,11 @@ show(DispatchEvent *e, SdStream *stream)
 	if (e->id <= stream->last_event_id)
 		return;
 	dispatch_fault(e, "showing");
-	end = dispatch_identity_end(stream->identity, e->id);
+	end = dispatch_stream_end(stream, e->id);
 	if (end != SD_END_NONE)
 	{
+		if (end == SD_END_CHANNEL_REVOKED)
+			stats_add(&dispatch_self()->stats, SD_STAT_DENIED_CHANNEL, 1);
 		subscription_end_stream(stream, end);
 		return;
 	}

@@ -155,6 +155,7 @@ lay_out(SdShared *shared)
 	pg_atomic_init_u32(&shared->launcher_procno, 0);
 	pg_atomic_init_u32(&shared->nsubscriptions, 0);
 	pg_atomic_init_u64(&shared->serials, 0);
+	pg_atomic_init_u64(&shared->grants_version, 0);
 	pg_atomic_init_u64(&shared->mem_failures, 0);
 	for (int i = 0; i < SD_MEM_KINDS; i++)
 		pg_atomic_init_u64(&shared->mem_used[i], 0);

@@ -110,6 +110,7 @@ typedef struct SdShared
 	LWLock		id_locks[SD_ID_PARTITIONS];
 	pg_atomic_uint32 nsubscriptions;	/* live ones, all databases */
 	pg_atomic_uint64 serials;	/* numbers given to subscriptions and identities */
+	pg_atomic_uint64 grants_version;	/* rises when channel grants have changed */
 
 	/* where readers wait, by hash of what they wait for */
 	ConditionVariable wait_points[SD_WAIT_POINTS];

@@ -28,6 +28,7 @@
 #include "utils/timestamp.h"
 
 #include "context.h"
+#include "grants.h"
 #include "security.h"
 #include "sqlfuncs.h"
 #include "subscription.h"
@@ -70,6 +71,9 @@ explain_rights(Explain *x, const char *channel)
 		put(x, "role", false, "the owner may not act as the role");
 	else
 		put(x, "role", true, GetUserNameFromId(s->identity->role, true));
+	mine = x->failed ||
+		grants_allow(s->identity->role, s->channel->name, GRANT_SUBSCRIBE, s->identity->context);
+	put(x, "channel grant", mine, mine ? NULL : "the role has no grant that the security context satisfies");
 	put(x, "row-level security", true, "published data is no row image");
 }
 

@@ -26,6 +26,7 @@
 #include "bus.h"
 #include "context.h"
 #include "dispatcher.h"
+#include "grants.h"
 #include "resolver.h"
 #include "security.h"
 #include "sqlfuncs.h"
@@ -191,6 +192,7 @@ get_identity_args(FunctionCallInfo fcinfo, SdSubscribe *what)
 				 errdetail("The subscriber must be able to SET ROLE to it.")));
 	what->context = arg_object(fcinfo, ARG_CONTEXT, "security_context");
 	context_check(what->context);
+	grants_require(what->role, what->channel, GRANT_SUBSCRIBE, what->context, NULL);
 	what->user_key = context_user_key(what->context);
 	what->ordinary = !superuser_arg(what->role);
 	if (PG_ARGISNULL(ARG_SETTINGS))

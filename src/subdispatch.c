@@ -22,6 +22,7 @@
 
 #include "bus.h"
 #include "dispatcher.h"
+#include "grants.h"
 #include "reader.h"
 #include "shmem.h"
 #include "subdispatch.h"
@@ -40,6 +41,7 @@ _PG_init(void)
 
 	shmem_init();
 	publish_init();
+	grants_init();
 	subscription_init();
 	reader_init();
 	lifecycle_init();

@@ -19,7 +19,8 @@
  *	  event.c         an event as jsonb (event_image.c: row images)
  *	  audience.c      which streams an event concerns
  *	  respond.c       what they get
- *	  visibility.c    who may still subscribe
+ *	  visibility.c    who may still subscribe: grants.c (grants on channels,
+ *	                  grants_sql.c)
  *	  visible.c       what an identity sees of it: rls.c (row-level security,
  *	                  rls_plan.c), context.c (security contexts)
  *	  match.c         filters (match_compile.c, match_node.c: making them)
