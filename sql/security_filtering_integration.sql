@@ -40,7 +40,7 @@ SELECT count(subdispatch.subscribe('c', security_context => context, id => id)) 
 SELECT count(*) FROM (SELECT subdispatch.publish('c', data, federation_id => federation_id) FROM (SELECT * FROM tst.cases ORDER BY n) c) p;
 SELECT tst.dispatched();
 SELECT id, (SELECT string_agg(coalesce(d->>'n', d::text), ' ') FROM tst.results(id) d) AS sees FROM tst.contexts ORDER BY id COLLATE "C";
-SELECT denied_row_filter > 0 AS row_filter, denied_tenant > 0 AS tenant, denied_federation > 0 AS federation, denied_rbac > 0 AS rbac
+SELECT denied_row_filter > 0 AS row_filter, denied_tenant > 0 AS tenant, denied_federation > 0 AS federation, denied_rbac > 0 AS rbac, denied_scope > 0 AS scope
   FROM subdispatch.stats;
 SELECT tst.clean();
 

@@ -18,6 +18,7 @@
 #include "utils/numeric.h"
 
 #include "context.h"
+#include "database.h"
 
 /* ---- small things ---- */
 
@@ -144,11 +145,16 @@ static void
 check_scope_of(Jsonb *variables, const char *key, int len, const JsonbValue *mine)
 {
 	JsonbValue	asked;
+	SdDatabase *db;
 
-	if (get(&variables->root, key, len, &asked) && !equal_scalars(&asked, mine))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("\"%.*s\" in variables is not the security context's", len, key)));
+	if (!get(&variables->root, key, len, &asked) || equal_scalars(&asked, mine))
+		return;
+	db = database_get(true, true);
+	if (db)
+		stats_add(&db->stats, SD_STAT_DENIED_SCOPE, 1);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("\"%.*s\" in variables is not the security context's", len, key)));
 }
 
 void
