@@ -231,6 +231,20 @@ within_rate(SdStream *stream, bool take)
 						  GetCurrentTimestamp());
 }
 
+/*
+ * Has the stream a token, and its user?  Takes them if take is true: both or
+ * none, as nobody else takes from the stream's bucket.
+ */
+static bool
+within_limits(SdStream *stream, bool take)
+{
+	if (!within_rate(stream, false) || !within_user_rate(stream, take))
+		return false;
+	if (take)
+		(void) within_rate(stream, true);
+	return true;
+}
+
 /* Shows the event to one stream. */
 static void
 show(DispatchEvent *e, SdStream *stream)
@@ -256,8 +270,7 @@ show(DispatchEvent *e, SdStream *stream)
 	if (stream->filter && !visible->leave && !audience_ignores_filters(e) &&
 		!filter_match(stream->filter, &visible->data->root))
 		return;
-	if (!within_rate(stream, !OidIsValid(stream->resolver)) ||
-		!within_user_rate(stream, !OidIsValid(stream->resolver)))
+	if (!within_limits(stream, !OidIsValid(stream->resolver)))
 	{
 		count_limited(stream);
 		stream_limit(stream, e->id);
@@ -418,7 +431,7 @@ static bool
 all_limited(DispatchEvent *e, SdStream **streams, int n)
 {
 	for (int i = 0; i < n; i++)
-		if (within_rate(streams[i], false) && within_user_rate(streams[i], false))
+		if (within_limits(streams[i], false))
 			return false;
 	for (int i = 0; i < n; i++)
 	{
