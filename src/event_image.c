@@ -310,8 +310,8 @@ show_images_as_owner(const SdEvent *ev, TupleDesc desc, Jsonb **row, Jsonb **old
 	AtEOXact_GUC(false, nest_level);
 }
 
-static const char *
-op_name(uint8 op)
+const char *
+event_op_name(uint8 op)
 {
 	switch ((SdOp) op)
 	{
@@ -339,9 +339,24 @@ event_runs_user_code(const SdEvent *ev, Oid *owner)
 }
 
 Jsonb *
-event_change_data(const SdEvent *ev)
+event_change_object(const SdEvent *ev, const char *op, Jsonb *row, Jsonb *old)
 {
 	JsonbParseState *state = NULL;
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	event_push_string(&state, "op", op);
+	event_push_string(&state, "schema", EVENT_STRING(ev, schema_name));
+	event_push_string(&state, "table", EVENT_STRING(ev, table_name));
+	if (row)
+		event_push_jsonb(&state, "row", row);
+	if (old)
+		event_push_jsonb(&state, "old", old);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+Jsonb *
+event_change_data(const SdEvent *ev)
+{
 	Jsonb	   *row = NULL;
 	Jsonb	   *old = NULL;
 
@@ -356,13 +371,5 @@ event_change_data(const SdEvent *ev)
 			show_images_as_owner(ev, cached->desc, &row, &old);
 	}
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	event_push_string(&state, "op", op_name(ev->op));
-	event_push_string(&state, "schema", EVENT_STRING(ev, schema_name));
-	event_push_string(&state, "table", EVENT_STRING(ev, table_name));
-	if (row)
-		event_push_jsonb(&state, "row", row);
-	if (old)
-		event_push_jsonb(&state, "old", old);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return event_change_object(ev, event_op_name(ev->op), row, old);
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * event_image.h
- *	  Between event.c and event_image.c.
+ *	  Between event.c and event_image.c, and for visible.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,6 +12,10 @@
 
 /* {"op", "schema", "table", "row", "old"} of a change; see event_data(). */
 extern Jsonb *event_change_data(const SdEvent *ev);
+
+/* Such an object, with these images; either may be NULL. */
+extern Jsonb *event_change_object(const SdEvent *ev, const char *op, Jsonb *row, Jsonb *old);
+extern const char *event_op_name(uint8 op);
 
 /*
  * A fingerprint of how rows lie in memory that a value of this type can hold

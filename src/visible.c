@@ -26,6 +26,7 @@
 #include "utils/syscache.h"
 
 #include "context.h"
+#include "event_image.h"
 #include "rls.h"
 #include "security.h"
 #include "visible.h"
@@ -101,57 +102,6 @@ member_object(Jsonb *data, const char *name)
 	return value.val.binary.data;
 }
 
-static void
-push_member(JsonbParseState **state, const char *name, Jsonb *object)
-{
-	JsonbValue	key = {.type = jbvString};
-	JsonbValue	value = {.type = jbvBinary};
-
-	key.val.string.val = unconstify(char *, name);
-	key.val.string.len = strlen(name);
-	value.val.binary.data = &object->root;
-	value.val.binary.len = VARSIZE(object) - VARHDRSZ;
-	(void) pushJsonbValue(state, WJB_KEY, &key);
-	(void) pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_text(JsonbParseState **state, const char *name, const char *text)
-{
-	JsonbValue	key = {.type = jbvString};
-	JsonbValue	value = {.type = jbvString};
-
-	key.val.string.val = unconstify(char *, name);
-	key.val.string.len = strlen(name);
-	value.val.string.val = unconstify(char *, text);
-	value.val.string.len = strlen(text);
-	(void) pushJsonbValue(state, WJB_KEY, &key);
-	(void) pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static const char *
-op_name(const DispatchEvent *e)
-{
-	return e->ev->op == SD_OP_INSERT ? "INSERT" : e->ev->op == SD_OP_UPDATE ? "UPDATE" : "DELETE";
-}
-
-/* A change's data with these images; either may be NULL. */
-static Jsonb *
-change_data(const DispatchEvent *e, const char *op, Jsonb *row, Jsonb *old)
-{
-	JsonbParseState *state = NULL;
-
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_text(&state, "op", op);
-	push_text(&state, "schema", EVENT_STRING(e->ev, schema_name));
-	push_text(&state, "table", EVENT_STRING(e->ev, table_name));
-	if (row)
-		push_member(&state, "row", row);
-	if (old)
-		push_member(&state, "old", old);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
-}
-
 /* ---- the steps ---- */
 
 static void
@@ -207,12 +157,8 @@ static Jsonb *
 key_of(DispatchEvent *e, Jsonb *old)
 {
 	Keep		keep = {.ev = e->ev, .only = rls_key_columns(e->ev->relid)};
-	JsonbParseState *state = NULL;
 
-	if (keep.only)
-		return copy_object(&old->root, &keep);
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return keep.only ? copy_object(&old->root, &keep) : dispatch_empty_object();
 }
 
 static void
@@ -228,12 +174,12 @@ see_images(DispatchEvent *e, SdIdentity *identity, const RlsView *view, Visible 
 	if (update)
 		old = see_image(e, identity, view, "old", view->old_visible, &old_reason);
 	if (row)
-		v->data = change_data(e, op_name(e), remove_fields(identity, row),
+		v->data = event_change_object(e->ev, event_op_name(e->ev->op), remove_fields(identity, row),
 							  remove_fields(identity, old));
 	else if (old)
 	{
 		v->leave = true;
-		v->data = change_data(e, "LEAVE", remove_fields(identity, key_of(e, old)), NULL);
+		v->data = event_change_object(e->ev, "LEAVE", remove_fields(identity, key_of(e, old)), NULL);
 	}
 	else
 		deny(v, reason);
