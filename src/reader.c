@@ -36,12 +36,16 @@
 #include "subscription.h"
 
 static ReadBatch *batch = NULL;
+static SdStream *pinned = NULL; /* see reader_pin() */
 
 /* ---- the batch ---- */
 
 void
 reader_release(void)
 {
+	if (pinned)
+		stream_unpin(pinned);
+	pinned = NULL;
 	if (batch == NULL)
 		return;
 	while (batch->nrows > 0)
@@ -241,6 +245,21 @@ look_or_wait(Oid owner, const char *id, int max, TimestampTz deadline)
 	}
 	ConditionVariableCancelSleep();
 	return look;
+}
+
+SdStream *
+reader_pin(Oid owner, const char *id)
+{
+	LWLock	   *lock;
+	SdSubscription *sub;
+
+	(void) reader_batch();
+	sub = subscription_lookup(owner, id, &lock);
+	if (sub == NULL)
+		no_such("subscription", id);
+	pinned = stream_pin(sub->stream);
+	LWLockRelease(lock);
+	return pinned;
 }
 
 void

@@ -49,6 +49,11 @@ extern void reader_release(void);
  * is at least one.  Raises 42704 if there is no such subscription.
  */
 extern void reader_read(Oid owner, const char *id, int max, TimestampTz deadline);
+/*
+ * Its stream, which stays until reader_release(), for what is immutable in it.
+ * Raises 42704 likewise.
+ */
+extern SdStream *reader_pin(Oid owner, const char *id);
 /* Waits until it has something to read (or the deadline), reading nothing. */
 extern bool reader_await(Oid owner, const char *id, TimestampTz deadline);
 

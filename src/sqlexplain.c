@@ -8,8 +8,7 @@
  * token.  Only the subscription's owner gets an answer, and only about data
  * that he brings himself.
  *
- * Locks: an id lock shared while the subscription's stream is pinned; what is
- * read of the stream then is immutable.
+ * Locks: none; the stream is pinned, and what is read of it is immutable.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,9 +28,9 @@
 
 #include "context.h"
 #include "grants.h"
+#include "reader.h"
 #include "security.h"
 #include "sqlfuncs.h"
-#include "subscription.h"
 
 PG_FUNCTION_INFO_V1(subdispatch_explain_delivery);
 
@@ -116,28 +115,6 @@ explain_rest(Explain *x, Jsonb *data)
 	put(x, "limits", passed, passed ? NULL : "the rate limit's bucket is empty");
 }
 
-/* The owner's subscription's stream, pinned; raises 42704. */
-static SdStream *
-pin_stream(const char *id)
-{
-	LWLock	   *lock;
-	SdSubscription *sub;
-	SdStream   *stream = NULL;
-
-	shmem_attach();
-	sub = subscription_lookup(GetUserId(), id, &lock);
-	if (sub)
-	{
-		stream = stream_pin(sub->stream);
-		LWLockRelease(lock);
-	}
-	if (stream == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("subscription \"%s\" does not exist", id)));
-	return stream;
-}
-
 Datum
 subdispatch_explain_delivery(PG_FUNCTION_ARGS)
 {
@@ -148,7 +125,7 @@ subdispatch_explain_delivery(PG_FUNCTION_ARGS)
 	Jsonb	   *data;
 
 	sd_require_preload();
-	id = arg_name(fcinfo, 0, "id");
+	id = arg_key(fcinfo, 0, "id");
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("data must not be null")));
@@ -157,20 +134,10 @@ subdispatch_explain_delivery(PG_FUNCTION_ARGS)
 	federation_id = arg_optional_name(fcinfo, 3, "federation_id");
 	InitMaterializedSRF(fcinfo, 0);
 
-	/* The pin must not outlive us: no interrupt may end the process now. */
-	HOLD_INTERRUPTS();
-	x.stream = pin_stream(id);
-	PG_TRY();
-	{
-		explain_rights(&x, channel ? channel : x.stream->channel->name);
-		explain_modules(&x, data, federation_id);
-		explain_rest(&x, data);
-	}
-	PG_FINALLY();
-	{
-		stream_unpin(x.stream);
-	}
-	PG_END_TRY();
-	RESUME_INTERRUPTS();
+	x.stream = reader_pin(GetUserId(), id);
+	explain_rights(&x, channel ? channel : x.stream->channel->name);
+	explain_modules(&x, data, federation_id);
+	explain_rest(&x, data);
+	reader_release();
 	PG_RETURN_NULL();
 }
