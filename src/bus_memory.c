@@ -69,8 +69,6 @@
 #include "bus.h"
 #include "shmem.h"
 
-#define UNIX_EPOCH_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * USECS_PER_SEC)
 #define MAX_EVENT_ID		(UINT64CONST(1) << 53)
 
 static inline SdTicketSlot *

@@ -166,31 +166,6 @@ take_from_postgres(void)
 
 /* ---- a notification becomes an event ---- */
 
-/* JSON text as jsonb, or NULL if it is none, or none that jsonb can hold. */
-static Jsonb *
-parse_json(const char *json)
-{
-	MemoryContext context = CurrentMemoryContext;
-	Jsonb	   *volatile result = NULL;
-
-	PG_TRY();
-	{
-		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
-	}
-	PG_CATCH();
-	{
-		int			category;
-
-		MemoryContextSwitchTo(context);
-		category = ERRCODE_TO_CATEGORY(geterrcode());
-		if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
-			PG_RE_THROW();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return result;
-}
-
 static Jsonb *
 json_string(const char *s)
 {
@@ -253,7 +228,7 @@ event_of_envelope(const char *channel, const char *payload)
 		!valid_encoding(env.correlation_id) ||
 		!valid_encoding(env.federation_id))
 		return NULL;
-	data = parse_json(json);
+	data = event_parse_json(json);
 	if (data == NULL)
 		return NULL;
 	ev = event_make(channel, env.event_type, env.correlation_id, env.federation_id,
@@ -278,7 +253,7 @@ event_of(SdDispatcher *disp, const char *channel, const char *payload)
 			return ev;
 		stats_add(&disp->stats, SD_STAT_BAD_ENVELOPES, 1);
 	}
-	data = parse_json(payload);
+	data = event_parse_json(payload);
 	if (data == NULL)
 		data = json_string(payload);
 	return event_make(channel, NULL, NULL, NULL, data, SD_SOURCE_NOTIFY);

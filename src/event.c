@@ -126,6 +126,41 @@ event_make(const char *channel, const char *event_type, const char *correlation_
 	return ev;
 }
 
+void
+event_copy_place(SdEvent *to, const SdEvent *from)
+{
+	to->ordinal = from->ordinal;
+	to->star_copy = from->star_copy;
+	to->own_channel = from->own_channel;
+	to->second = from->second;
+	to->timestamp = from->timestamp;
+}
+
+/* Only memory is allocated in between, so there is nothing else to undo. */
+Jsonb *
+event_parse_json(const char *json)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Jsonb	   *volatile result = NULL;
+
+	PG_TRY();
+	{
+		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)));
+	}
+	PG_CATCH();
+	{
+		int			category;
+
+		MemoryContextSwitchTo(context);
+		category = ERRCODE_TO_CATEGORY(geterrcode());
+		if (category != ERRCODE_DATA_EXCEPTION && category != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return result;
+}
+
 /* ---- row images ---- */
 
 /* The table as it is now: copies, in the current memory context. */

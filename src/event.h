@@ -10,6 +10,7 @@
 
 #include "access/htup.h"
 #include "access/tupdesc.h"
+#include "access/xlogdefs.h"
 #include "lib/ilist.h"
 #include "utils/jsonb.h"
 #include "utils/relcache.h"
@@ -27,6 +28,10 @@ typedef enum SdOp
 {
 	SD_OP_INSERT, SD_OP_UPDATE, SD_OP_DELETE, SD_OP_TRUNCATE, SD_OP_NONE
 } SdOp;
+
+/* To be added to a TimestampTz: microseconds since 1970. */
+#define UNIX_EPOCH_US \
+	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * USECS_PER_SEC)
 
 #define SD_NO_STRING	0		/* offset of a string that is NULL */
 
@@ -78,6 +83,17 @@ typedef struct SdEventAtt
 #define EVENT_STRING(ev, field) \
 	((ev)->field == SD_NO_STRING ? NULL : (const char *) (ev) + (ev)->field)
 #define EVENT_CHANNEL(ev)	((const char *) (ev) + (ev)->channel)
+
+/*
+ * Where a transaction committed: what must have been replayed before what it
+ * did can be seen on a replica.
+ */
+typedef struct SdPosition
+{
+	uint64		system;			/* system identifier of the server's data */
+	XLogRecPtr	lsn;			/* InvalidXLogRecPtr: not known */
+	TimeLineID	timeline;
+} SdPosition;
 
 /*
  * Events of one transaction for one dispatcher, or a part of them.  Lives in
@@ -132,9 +148,14 @@ typedef struct SdEventTable
 extern SdEvent *event_make(const char *channel, const char *event_type,
 						   const char *correlation_id, const char *federation_id,
 						   Jsonb *data, SdSource source);
+/* JSON text as jsonb, or NULL if it is none, or none that jsonb can hold. */
+extern Jsonb *event_parse_json(const char *json);
 extern SdEventTable *event_table_make(Relation rel);
 extern SdEvent *event_make_change(const char *channel, const char *event_type, SdOp op,
 								  const SdEventTable *table, HeapTuple row, HeapTuple old);
+
+/* Makes "to" stand for "from" where that is queued, and for the same time. */
+extern void event_copy_place(SdEvent *to, const SdEvent *from);
 
 /* Raises 54000 if an event of this size must not be published. */
 extern void event_check_size(Size size);

@@ -59,6 +59,7 @@ char	   *subdispatch_context_settings = NULL;
 bool		subdispatch_omit_null_errors = false;
 bool		subdispatch_mask_errors = false;
 int			subdispatch_debug_hold_commit = 0;
+bool		subdispatch_debug_wire = false;
 
 /* The largest rate that the token buckets of ratelimit.c know. */
 #define MAX_RATE		1e9
@@ -294,6 +295,10 @@ guc_init(void)
 			   "For tests of the order of commits.",
 			   &subdispatch_debug_hold_commit, 0, MAX_TIMEOUT_MS, PGC_SUSET,
 			   GUC_UNIT_MS | GUC_NOT_IN_SAMPLE);
+	define_bool("subdispatch.debug_wire",
+				"Sends each event through its text form before it is dispatched.",
+				"For tests of what travels between servers.",
+				&subdispatch_debug_wire);
 #endif
 	MarkGUCPrefixReserved("subdispatch");
 }

@@ -22,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "audience.h"
+#include "event_wire.h"
 #include "registry.h"
 #include "resolver.h"
 #include "respond.h"
@@ -286,10 +287,25 @@ show(DispatchEvent *e, SdStream *stream)
 	body_unref(body);
 }
 
+#ifdef USE_ASSERT_CHECKING
+static void
+loop_back(DispatchEvent *e)
+{
+	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
+
+	e->ev = event_wire_loop(e->ev);
+	MemoryContextSwitchTo(old);
+}
+#endif
+
 void
 respond_show(DispatchEvent *e)
 {
 	e->nwork = 0;
+#ifdef USE_ASSERT_CHECKING
+	if (subdispatch_debug_wire)
+		loop_back(e);
+#endif
 	audience_visit(e, show);
 	forget_payload();
 }

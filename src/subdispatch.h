@@ -16,7 +16,8 @@
  *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
  *	                  (dispatcher_place.c: when one starts and ends)
  *	  dispatch.c      one batch: transactions, errors, attempts
- *	  event.c         an event as jsonb (event_image.c: row images)
+ *	  event.c         an event as jsonb (event_image.c: row images;
+ *	                  event_wire.c: as text for other servers, wire.c: its form)
  *	  audience.c      which streams an event concerns
  *	  respond.c       what they get
  *	  visibility.c    who may still subscribe: grants.c (grants on channels,
@@ -127,6 +128,8 @@ extern bool subdispatch_mask_errors;
 
 /* Only in builds with assertions: holds up this session's commits (ms). */
 extern int	subdispatch_debug_hold_commit;
+/* Likewise: events come to their streams as if another server had sent them. */
+extern bool subdispatch_debug_wire;
 
 extern void guc_init(void);
 

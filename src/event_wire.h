@@ -1,0 +1,39 @@
+/*-------------------------------------------------------------------------
+ *
+ * event_wire.h
+ *	  An event between the servers of a group.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_EVENT_WIRE_H
+#define SD_EVENT_WIRE_H
+
+#include "event.h"
+
+/*
+ * An event as text: a JSON object, palloc'd, of *len bytes and a NUL; NULL,
+ * and *why a constant string, if it cannot be sent.  commit is where its
+ * transaction committed.
+ *
+ * Raises what PostgreSQL's own code does about a lack of memory.
+ */
+extern char *event_wire_out(const SdEvent *ev, const SdPosition *commit, Size *len,
+							const char **why);
+
+/*
+ * The event of such a text, palloc'd, its timestamp that of its publication;
+ * *commit is zero if the text does not tell.  NULL, and *why a constant string,
+ * for whatever is none, or is too large for subdispatch.max_event_size: raises
+ * no error for any input.
+ *
+ * authenticated: the text was made by a server of the group, which is more than
+ * that it came from Redis.  Otherwise row images are refused.
+ */
+extern SdEvent *event_wire_in(const char *text, Size len, bool authenticated,
+							  SdPosition *commit, const char **why);
+
+#ifdef USE_ASSERT_CHECKING
+extern SdEvent *event_wire_loop(const SdEvent *ev); /* there and back */
+#endif
+
+#endif							/* SD_EVENT_WIRE_H */
