@@ -3,18 +3,20 @@
 #   make && sudo make install         build and install for the PostgreSQL that PG_CONFIG names
 #   make check                        everything, on a throw-away server; installs what is missing on Debian
 #   make demo                         the main job on pgbench's workload, on a throw-away server
+#   make bench                        the benchmark suite, see bench/README.md
 #   make installcheck                 regression and isolation tests on a running server that preloads the library
 #   make tapcheck, unitcheck          TAP tests (they start their own servers), unit tests of the pure C files
 #   make clangcheck                   clang's warnings, as errors
 #
 # Options of check: TESTS="regress isolation tap unit", REGRESS=name, ISOLATION=name, PROVE_TESTS=test/t/name.pl,
 # ASSERT=only|no, PROVE_FLAGS=…   Options of demo: DURATION=seconds, CLIENTS=n, SCALE=n
+# Options of bench: BENCH="name …", RUNS=rounds, SECONDS=s, QUICK=1, README=1
 
 PG_CONFIG ?= pg_config
 PKG_CONFIG ?= pkg-config
 
-# check and demo must work before there is a compiler or a pg_config, so no part of PGXS is read for them.
-SETUP_GOALS := check demo
+# These must work before there is a compiler or a pg_config, so no part of PGXS is read for them.
+SETUP_GOALS := check demo bench
 
 ifneq ($(filter $(SETUP_GOALS),$(MAKECMDGOALS)),)
 
@@ -26,6 +28,10 @@ check:
 
 demo:
 	@bash test/demo/run.sh
+
+# bash has a use of its own for a variable SECONDS
+bench:
+	@env -u SECONDS SECONDS_EACH="$(or $(SECONDS),4)" bash bench/run.sh
 
 OTHER_GOALS := $(filter-out $(SETUP_GOALS),$(MAKECMDGOALS))
 ifneq ($(OTHER_GOALS),)

@@ -1,0 +1,1 @@
+"""What every benchmark needs: a server, rounds, figures, charts."""
