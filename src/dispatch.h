@@ -67,8 +67,8 @@ extern bool dispatch_same_call(const SdStream *a, const SdStream *b);
 
 /* ---- bodies; one reference, NULL when shared memory is used up ---- */
 
-extern SdBody *dispatch_result_body(Jsonb *result, const char *response_key);
-extern SdBody *dispatch_error_body(const char *message, int sqlerrcode);
+extern SdBody *dispatch_result_body(uint64 event_id, Jsonb *result, const char *response_key);
+extern SdBody *dispatch_error_body(uint64 event_id, const char *message, int sqlerrcode);
 extern Jsonb *dispatch_empty_object(void);
 
 /* Logs a failure, at a limited rate.  fn InvalidOid: not a resolver's. */

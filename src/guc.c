@@ -57,6 +57,7 @@ int			subdispatch_subscription_idle_timeout = 600;
 int			subdispatch_subscription_max_lifetime = 24 * 3600;
 char	   *subdispatch_context_settings = NULL;
 bool		subdispatch_omit_null_errors = false;
+bool		subdispatch_include_event_id = false;
 bool		subdispatch_mask_errors = false;
 int			subdispatch_debug_hold_commit = 0;
 bool		subdispatch_debug_wire = false;
@@ -206,6 +207,10 @@ define_dispatching(void)
 				"Leaves \"errors\": null out of responses, as the GraphQL specification has it.",
 				NULL,
 				&subdispatch_omit_null_errors);
+	define_bool("subdispatch.include_event_id",
+				"Puts the id of the event into each response: extensions.subdispatch.eventId.",
+				"A client that lost its connection goes on after that event: subscribe(..., after_event => id).",
+				&subdispatch_include_event_id);
 	define_bool("subdispatch.mask_errors",
 				"Replaces the message of a failed resolver by a general one in responses.",
 				"The server's log has the original.",

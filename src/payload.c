@@ -104,19 +104,21 @@ grow(void *old, size_t size)
 }
 
 static SdBody *
-to_body(RespBuf *buf, bool ok, bool is_error)
+to_body(RespBuf *buf, bool ok, uint64 event_id, bool is_error)
 {
 	SdBody	   *body;
 
+	if (ok && subdispatch_include_event_id)
+		ok = response_payload_add_event_id(buf, 0, (int64) event_id);
 	if (!ok)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	body = body_make(buf->data, buf->len, is_error);
+	body = body_make(buf->data, buf->len, is_error, subdispatch_include_event_id);
 	pfree(buf->data);
 	return body;
 }
 
 SdBody *
-dispatch_result_body(Jsonb *result, const char *response_key)
+dispatch_result_body(uint64 event_id, Jsonb *result, const char *response_key)
 {
 	StringInfoData json;
 	RespBuf		buf = {.grow = grow};
@@ -127,13 +129,13 @@ dispatch_result_body(Jsonb *result, const char *response_key)
 	(void) JsonbToCString(&json, &result->root, VARSIZE(result));
 	ok = response_payload_data(&buf, json.data, json.len, response_key,
 							   subdispatch_omit_null_errors);
-	body = to_body(&buf, ok, false);
+	body = to_body(&buf, ok, event_id, false);
 	pfree(json.data);
 	return body;
 }
 
 SdBody *
-dispatch_error_body(const char *message, int sqlerrcode)
+dispatch_error_body(uint64 event_id, const char *message, int sqlerrcode)
 {
 	RespBuf		buf = {.grow = grow};
 	bool		ok;
@@ -141,7 +143,7 @@ dispatch_error_body(const char *message, int sqlerrcode)
 	if (subdispatch_mask_errors || message == NULL)
 		message = "the resolver failed";
 	ok = response_payload_error(&buf, message, unpack_sql_state(sqlerrcode));
-	return to_body(&buf, ok, true);
+	return to_body(&buf, ok, event_id, true);
 }
 
 Jsonb *

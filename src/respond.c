@@ -178,14 +178,14 @@ add_work(DispatchEvent *e, SdStream *stream)
  * one; the caller gets a reference of its own, or NULL without memory.
  */
 static SdBody *
-data_body(Jsonb *data, SdStream *stream)
+data_body(DispatchEvent *e, Jsonb *data, SdStream *stream)
 {
 	if (stream->response_key)
-		return dispatch_result_body(data, stream->response_key);
+		return dispatch_result_body(e->id, data, stream->response_key);
 	if (data_payload == NULL || data_of_payload != data)
 	{
 		forget_payload();
-		data_payload = dispatch_result_body(data, NULL);
+		data_payload = dispatch_result_body(e->id, data, NULL);
 		data_of_payload = data;
 	}
 	if (data_payload)
@@ -282,7 +282,7 @@ show(DispatchEvent *e, SdStream *stream)
 		add_work(e, stream);
 		return;
 	}
-	body = data_body(visible->data, stream);
+	body = data_body(e, visible->data, stream);
 	stream_append(stream, e->id, body);
 	body_unref(body);
 }
@@ -351,7 +351,7 @@ add_result(DispatchEvent *e, SdStream **streams, int n, Jsonb *result)
 		if (!made || (key != its_key && (!key || !its_key || strcmp(key, its_key) != 0)))
 		{
 			body_unref(body);
-			body = dispatch_result_body(result, its_key);
+			body = dispatch_result_body(e->id, result, its_key);
 			key = its_key;
 			made = true;
 		}
@@ -364,7 +364,7 @@ void
 respond_failure(DispatchEvent *e, SdStream **streams, int n, ResolverStatus status,
 			int sqlerrcode, const char *message)
 {
-	SdBody	   *body = dispatch_error_body(message, sqlerrcode);
+	SdBody	   *body = dispatch_error_body(e->id, message, sqlerrcode);
 
 	for (int i = 0; i < n; i++)
 	{

@@ -209,17 +209,64 @@ response_payload_end(RespBuf *buf, const char *message, const char *code)
 	return finish(buf, start, append_errors(buf, message, code));
 }
 
+#define EXTENSIONS		"\"extensions\":{\"subdispatch\":{"
+#define EXTENSIONS_END	"}}}"	/* with the brace that closes the payload */
+
+static bool
+append_number(RespBuf *buf, const char *name, int64_t n)
+{
+	char		member[64];
+
+	snprintf(member, sizeof(member), "\"%s\":%" PRId64, name, n);
+	return append_text(buf, member);
+}
+
+/* "dropped":n */
+static bool
+append_dropped_member(RespBuf *buf, int64_t dropped)
+{
+	return dropped >= 0 ? append_number(buf, "dropped", dropped) :
+		append_text(buf, "\"dropped\":null");
+}
+
 /* "extensions":{"subdispatch":{"dropped":n}} and the brace that closes all */
 static bool
 append_dropped(RespBuf *buf, int64_t dropped)
 {
-	char		number[24] = "null";
+	return append_text(buf, EXTENSIONS) && append_dropped_member(buf, dropped) &&
+		append_text(buf, EXTENSIONS_END);
+}
 
-	if (dropped >= 0)
-		snprintf(number, sizeof(number), "%" PRId64, dropped);
-	return append_text(buf, "\"extensions\":{\"subdispatch\":{\"dropped\":") &&
-		append_text(buf, number) &&
-		append_text(buf, "}}}");
+/* The payload's closing brace makes room for more members. */
+bool
+response_payload_add_event_id(RespBuf *buf, size_t start, int64_t event_id)
+{
+	size_t		end = buf->len;
+	bool		ok;
+
+	if (end < start + 3 || buf->data[start] != '{' || buf->data[end - 1] != '}')
+		return false;
+	ok = reserve(buf, sizeof(EXTENSIONS) + sizeof(EXTENSIONS_END) + 64);
+	if (!ok)
+		return false;
+	buf->len--;
+	return append_text(buf, "," EXTENSIONS) && append_number(buf, "eventId", event_id) &&
+		append_text(buf, EXTENSIONS_END);
+}
+
+/* Its end is known: the member goes in before the braces. */
+bool
+response_payload_merge_dropped(RespBuf *buf, const char *payload, size_t len,
+							   int64_t dropped)
+{
+	size_t		start = buf->len;
+	size_t		braces = strlen(EXTENSIONS_END);
+
+	if (len <= braces || memcmp(payload + len - braces, EXTENSIONS_END, braces) != 0)
+		return false;
+	return finish(buf, start,
+				  append(buf, payload, len - braces) && append_text(buf, ",") &&
+				  append_dropped_member(buf, dropped) && append_text(buf, EXTENSIONS_END));
 }
 
 bool

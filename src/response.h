@@ -70,6 +70,16 @@ extern bool response_payload_error(RespBuf *buf, const char *message,
 extern bool response_payload_with_dropped(RespBuf *buf, const char *payload, size_t len,
 										  int64_t dropped);
 
+/*
+ * Puts "extensions":{"subdispatch":{"eventId":<id>}} at the end of the payload
+ * that begins at "start" in the buffer and ends with it; false if that is none.
+ */
+extern bool response_payload_add_event_id(RespBuf *buf, size_t start, int64_t event_id);
+
+/* response_payload_with_dropped() for a payload that has an event id. */
+extern bool response_payload_merge_dropped(RespBuf *buf, const char *payload, size_t len,
+										   int64_t dropped);
+
 /* A loss notice: {"data":null,"errors":null,"extensions":…} */
 extern bool response_payload_loss(RespBuf *buf, int64_t dropped, bool omit_null_errors);
 

@@ -87,6 +87,9 @@ make_payload(const SdTaken *taken, size_t *len)
 									  unpack_sql_state(stream_end_sqlstate(taken->end))));
 	else if (taken->body == NULL)
 		composed(response_payload_loss(&buf, loss_count(taken), subdispatch_omit_null_errors));
+	else if (has_loss(taken) && taken->body->has_event_id)
+		composed(response_payload_merge_dropped(&buf, taken->body->data, taken->body->len,
+												loss_count(taken)));
 	else if (has_loss(taken))
 		composed(response_payload_with_dropped(&buf, taken->body->data, taken->body->len,
 											   loss_count(taken)));

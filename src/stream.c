@@ -99,7 +99,7 @@ stream_end_sqlstate(SdEnd end)
 /* ---- bodies and pins ---- */
 
 SdBody *
-body_make(const char *data, Size len, bool is_error)
+body_make(const char *data, Size len, bool is_error, bool has_event_id)
 {
 	SdBody	   *body = sd_alloc(SD_MEM_RESPONSE, offsetof(SdBody, data) + len);
 
@@ -108,6 +108,7 @@ body_make(const char *data, Size len, bool is_error)
 	pg_atomic_init_u32(&body->refs, 1);
 	body->len = len;
 	body->is_error = is_error;
+	body->has_event_id = has_event_id;
 	memcpy(body->data, data, len);
 	return body;
 }

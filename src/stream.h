@@ -42,6 +42,7 @@ typedef struct SdBody
 	pg_atomic_uint32 refs;
 	uint32		len;
 	bool		is_error;		/* the payload of a failed resolver */
+	bool		has_event_id;	/* its extensions tell it */
 	char		data[FLEXIBLE_ARRAY_MEMBER];	/* no NUL at its end */
 } SdBody;
 
@@ -354,7 +355,7 @@ typedef struct SdQuota
 /* ---- writing (stream.c); caller is the channel's dispatcher ---- */
 
 /* A body with one reference, or NULL when shared memory is used up. */
-extern SdBody *body_make(const char *data, Size len, bool is_error);
+extern SdBody *body_make(const char *data, Size len, bool is_error, bool has_event_id);
 extern void body_unref(SdBody *body);
 
 /*

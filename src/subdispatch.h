@@ -124,6 +124,7 @@ extern int	subdispatch_subscription_idle_timeout;	/* s */
 extern int	subdispatch_subscription_max_lifetime;	/* s */
 extern char *subdispatch_context_settings;
 extern bool subdispatch_omit_null_errors;
+extern bool subdispatch_include_event_id;
 extern bool subdispatch_mask_errors;
 
 /* Only in builds with assertions: holds up this session's commits (ms). */

@@ -19,6 +19,23 @@ SELECT subdispatch.subscribe('c', id => 's'), subdispatch.subscribe('c', 'fails'
 SELECT subdispatch.publish('c', '1');
 SQL
 is(drain($node, 's'), '{"type":"next","id":"s","payload":{"data":1}}', 'omit_null_errors leaves "errors" out');
+# include_event_id: the id that poll() tells, also beside an error and a loss.
+$node->safe_psql('postgres', "ALTER SYSTEM SET subdispatch.include_event_id = on");
+$node->reload;
+$node->safe_psql('postgres', "SELECT subdispatch.subscribe('ids', id => 'ids', consumer => 'ids', response_key => 'k', max_pending => 1), subdispatch.subscribe('ids', 'fails', id => 'failing', consumer => 'ids')");
+eventually('include_event_id comes with a reload', sub {
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('ids', '1')");
+	$node->safe_psql('postgres', 'SELECT subdispatch.wait_dispatched()');
+	my $told = $node->safe_psql('postgres', "SELECT count(*) FROM subdispatch.poll('ids') WHERE response::jsonb #>> '{payload,extensions,subdispatch,eventId}' = event_id::text");
+	return ($told eq '2', $told);
+});
+$node->safe_psql('postgres', "SELECT subdispatch.publish('ids', to_jsonb(n)) FROM generate_series(1, 3) n");
+$node->safe_psql('postgres', 'SELECT subdispatch.wait_dispatched()');
+is($node->safe_psql('postgres', "SELECT string_agg(replace(response, event_id::text, '<id>'), ' ') FROM subdispatch.poll('ids') WHERE subscription_id = 'ids'"),
+	'{"type":"next","id":"ids","payload":{"data":{"k":3},"extensions":{"subdispatch":{"eventId":<id>,"dropped":2}}}}', 'an event id and a loss in one response');
+$node->safe_psql('postgres', "ALTER SYSTEM RESET subdispatch.include_event_id");
+$node->safe_psql('postgres', "SELECT subdispatch.close_consumer('ids')");
+$node->reload;
 my $masked = drain($node, 'fails');
 unlike($masked, qr/secret/, 'mask_errors hides the message');
 like($masked, qr/"errors":\s*\[\{.*"message":\s*"[^"]+"/, 'behind a general one');

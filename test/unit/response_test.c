@@ -140,6 +140,32 @@ test_losses(RespBuf *buf)
 			"a loss notice without null errors");
 }
 
+static void
+test_event_ids(RespBuf *buf)
+{
+	const char *payload = "{\"data\":{\"a\":{}},\"errors\":null,"
+		"\"extensions\":{\"subdispatch\":{\"eventId\":9007199254740991}}}";
+
+	response_payload_data(buf, "{\"a\":{}}", 8, NULL, false);
+	response_payload_add_event_id(buf, 0, INT64_C(9007199254740991));
+	is_text(text(buf), payload, "an event id in a payload");
+	response_payload_error(buf, "x", "57014");
+	response_payload_add_event_id(buf, 0, 7);
+	is_text(text(buf), "{\"data\":null,\"errors\":[{\"message\":\"x\",\"extensions\":{\"code\":\"57014\"}}],"
+			"\"extensions\":{\"subdispatch\":{\"eventId\":7}}}", "in that of an error");
+	response_payload_merge_dropped(buf, payload, strlen(payload), 3);
+	is_text(text(buf), "{\"data\":{\"a\":{}},\"errors\":null,"
+			"\"extensions\":{\"subdispatch\":{\"eventId\":9007199254740991,\"dropped\":3}}}",
+			"a loss joins it");
+	response_payload_merge_dropped(buf, payload, strlen(payload), RESPONSE_DROPPED_UNKNOWN);
+	is_text(text(buf), "{\"data\":{\"a\":{}},\"errors\":null,"
+			"\"extensions\":{\"subdispatch\":{\"eventId\":9007199254740991,\"dropped\":null}}}",
+			"an unknown one, too");
+	ok(!response_payload_merge_dropped(buf, "{\"data\":1}", 10, 1) && buf->len == 0,
+	   "it joins nothing else");
+	ok(!response_payload_add_event_id(buf, 0, 1) && buf->len == 0, "no payload gets no id");
+}
+
 /* Everything into one buffer; the number of parts that failed. */
 static int
 append_everything(RespBuf *buf, const char *s)
@@ -247,6 +273,7 @@ main(void)
 	test_messages(&buf);
 	test_payloads(&buf);
 	test_losses(&buf);
+	test_event_ids(&buf);
 	test_no_memory();
 	for (int i = 0; i < 20000; i++)
 		differ += !round_trip(&buf);
