@@ -81,9 +81,14 @@ unpin_visited(int first)
 
 /* ---- which streams an event concerns ---- */
 
-/* One set of streams of a channel; path NULL: those without an index key. */
+/* One set of streams of a channel. */
 typedef struct Place
 {
+	enum
+	{
+		PLACE_BUCKET, PLACE_PLAIN, PLACE_FILTERED
+	}			kind;
+	/* a bucket's */
 	char	   *path;
 	int			pathlen;
 	uint64		value_hash;
@@ -133,6 +138,7 @@ get_paths(SdChannel *channel, int *n)
 			places = repalloc_huge(places, sizeof(Place) * more);
 		while (room < more)
 		{
+			places[room].kind = PLACE_BUCKET;
 			places[room].path = MemoryContextAlloc(TopMemoryContext, FILTER_INDEX_PATH_MAX);
 			room++;
 		}
@@ -140,11 +146,22 @@ get_paths(SdChannel *channel, int *n)
 	return places;
 }
 
-/*
- * Visits the streams of one place.  Pins a piece at a time, from the end of
- * the array: one that goes is replaced by the last, which was visited before,
- * so none that was there at the beginning is missed.
- */
+/* Caller holds registry_lock. */
+static SdStreamVec *
+place_streams(SdChannel *channel, const Place *place)
+{
+	switch (place->kind)
+	{
+		case PLACE_PLAIN:
+			return &channel->plain;
+		case PLACE_FILTERED:
+			return &channel->filtered;
+		default:
+			return registry_bucket(channel, place->path, place->pathlen, place->value_hash);
+	}
+}
+
+/* Visits the streams of one place. */
 static void
 visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVisitor visit)
 {
@@ -152,16 +169,12 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 
 	do
 	{
-		int			first;
-		SdStreamVec *vec;
+		int			first = npins;
 
 		reserve_pins(STREAMS_PER_LOCK);
-		first = npins;
 		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-		vec = registry_streams(channel, place->path, place->pathlen, place->value_hash);
-		at = Min(at, vec ? vec->n : 0);
-		while (at > 0 && npins - first < STREAMS_PER_LOCK)
-			pins[npins++] = stream_pin(vec->items[--at]);
+		npins += registry_pin_streams(place_streams(channel, place), &at, pins + npins,
+									  STREAMS_PER_LOCK);
 		LWLockRelease(&sd_shared->registry_lock);
 
 		for (int i = first; i < npins; i++)
@@ -184,55 +197,6 @@ audience_ignores_filters(const DispatchEvent *e)
 }
 
 /*
- * Copies which values (their hashes) streams ask for at the path, and counts
- * them; false if there are more than there is room for.
- */
-static bool
-copy_values(SdChannel *channel, const Place *place, uint64 *values, int room, int *n)
-{
-	dlist_iter	p;
-	dlist_iter	b;
-
-	*n = 0;
-	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-	dlist_foreach(p, &channel->paths)
-	{
-		SdIndexPath *path = dlist_container(SdIndexPath, node, p.cur);
-
-		if (path->pathlen != place->pathlen || memcmp(path->path, place->path, place->pathlen) != 0)
-			continue;
-		dlist_foreach(b, &path->buckets)
-		{
-			if (*n < room)
-				values[*n] = dlist_container(SdBucket, node, b.cur)->value_hash;
-			(*n)++;
-		}
-	}
-	LWLockRelease(&sd_shared->registry_lock);
-	return *n <= room;
-}
-
-/* Visits the streams of a path whatever value they ask for. */
-static void
-visit_all_values(DispatchEvent *e, SdChannel *channel, Place *place, AudienceVisitor visit)
-{
-	uint64	   *values = NULL;
-	int			room = 0;
-	int			n;
-
-	while (!copy_values(channel, place, values, room, &n))
-	{
-		room = n + 64;
-		values = MemoryContextAllocHuge(dispatch_context, room * sizeof(uint64));
-	}
-	for (int i = 0; i < n; i++)
-	{
-		place->value_hash = values[i];
-		visit_place(e, channel, place, visit);
-	}
-}
-
-/*
  * A row that leaves somebody's sight is told to him whatever his filter asks
  * for.  That can happen to those with a security context and, where the table
  * has row-level security, to all but superusers.  Counts are read without a
@@ -252,9 +216,9 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 {
 	SdChannel  *channel;
 	Place	   *places;
-	Place		plain = {NULL, 0, 0};
+	Place		plain = {.kind = PLACE_PLAIN};
+	Place		filtered = {.kind = PLACE_FILTERED};
 	int			npaths;
-	bool		any_value;
 
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	channel = channel_lookup(dispatch_db->dboid, name, len, hash);
@@ -268,15 +232,15 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 	if (e->first_time)
 		pg_atomic_fetch_add_u64(&channel->events, 1);
 	respond_need_data(e);
-	any_value = audience_ignores_filters(e) || may_leave_somebody(e, channel);
-	places = get_paths(channel, &npaths);
-	for (int i = 0; i < npaths; i++)
+	if (audience_ignores_filters(e) || may_leave_somebody(e, channel))
+		visit_place(e, channel, &filtered, visit);
+	else
 	{
-		if (any_value)
-			visit_all_values(e, channel, &places[i], visit);
-		else if (filter_event_key(&e->data->root, places[i].path, places[i].pathlen,
-								  &places[i].value_hash))
-			visit_place(e, channel, &places[i], visit);
+		places = get_paths(channel, &npaths);
+		for (int i = 0; i < npaths; i++)
+			if (filter_event_key(&e->data->root, places[i].path, places[i].pathlen,
+								 &places[i].value_hash))
+				visit_place(e, channel, &places[i], visit);
 	}
 	visit_place(e, channel, &plain, visit);
 	audience_unpin_channel();

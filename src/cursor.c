@@ -48,7 +48,7 @@ void
 stream_count_dropped(SdStream *stream, uint64 n)
 {
 	if (n > 0)
-		stats_add(&stream->db->stats, SD_STAT_RESPONSES_DROPPED, n);
+		stats_add(&stream->channel->db->stats, SD_STAT_RESPONSES_DROPPED, n);
 }
 
 /* Takes over what the stream had lost by the time of an entry, or by now. */
@@ -88,16 +88,18 @@ settle_drop_oldest(SdStream *stream, SdSubscription *sub)
 void
 cursor_lower_limits(SdStream *stream, SdSubscription *sub)
 {
-	stream->strict_limit = Min(stream->strict_limit, sub->cursor + sub->max_pending);
-	stream->strict_bytes = Min(stream->strict_bytes,
-							   stream_bytes_before(stream, sub->cursor) + sub->max_pending_bytes);
+	SdStrict   *strict = stream->strict;
+
+	strict->limit = Min(strict->limit, sub->cursor + sub->max_pending);
+	strict->limit_bytes = Min(strict->limit_bytes,
+							  stream_bytes_before(stream, sub->cursor) + sub->max_pending_bytes);
 }
 
 void
-cursor_no_limits(SdStream *stream)
+cursor_no_limits(SdStrict *strict)
 {
-	stream->strict_limit = PG_UINT64_MAX;
-	stream->strict_bytes = PG_UINT64_MAX;
+	strict->limit = PG_UINT64_MAX;
+	strict->limit_bytes = PG_UINT64_MAX;
 }
 
 /* Starts to read at the head: sees what comes from now on. */
@@ -111,9 +113,9 @@ join_ring(SdStream *stream, SdSubscription *sub)
 	stream->keep_bytes = Max(stream->keep_bytes, sub->max_pending_bytes);
 	if (sub->overflow != SD_DROP_OLDEST)
 	{
-		if (stream->nstrict++ == 0)
-			cursor_no_limits(stream);
-		dlist_push_tail(&stream->strict, &sub->strict_node);
+		if (stream->strict->n++ == 0)
+			cursor_no_limits(stream->strict);
+		dlist_push_tail(&stream->strict->attached, &sub->strict_node);
 		cursor_lower_limits(stream, sub);
 	}
 }
@@ -138,7 +140,7 @@ leave_ring(SdStream *stream, SdSubscription *sub)
 	if (sub->overflow != SD_DROP_OLDEST)
 	{
 		dlist_delete(&sub->strict_node);
-		stream->nstrict--;
+		stream->strict->n--;
 	}
 	if (--stream->nattached == 0)
 	{
@@ -200,8 +202,8 @@ cursor_detach(SdStream *stream, SdSubscription *sub)
 			stream_count_dropped(stream, n);
 		}
 	}
-	sub->detached_at = stream->head;
 	leave_ring(stream, sub);
+	sub->detached_at = stream->head;
 }
 
 /* A drop_newest subscription has read all it had kept: it joins in again. */
@@ -216,27 +218,45 @@ reattach(SdStream *stream, SdSubscription *sub)
 void
 stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end)
 {
+	uint64		skipped;
+
 	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
 	if (sub->end != SD_END_NONE)
 		return;
 	if (sub->attached)
 		cursor_detach(stream, sub);
 	else
-	{
-		sub->end_skipped = stream->head - sub->detached_at;
 		stream->ndetached--;
+	/* What is queued is told first: the rest was lost after that. */
+	skipped = stream->head - sub->detached_at;
+	if (sub->queue)
+	{
+		sub->queue->end_lost = stream->lost;
+		sub->queue->end_gaps = stream->gaps;
+		sub->queue->end_skipped = skipped;
 	}
-	/* Told when what is queued has been read: it was lost after that. */
-	sub->end_lost = stream->lost;
-	sub->end_gaps = stream->gaps;
+	else
+	{
+		collect_loss(sub, stream->lost, stream->gaps);
+		cursor_note_loss(sub, skipped, 0);
+	}
 	sub->rate_limited = stream->limited - sub->limited_from;
 	sub->end = end;
 	sub->ended_at = GetCurrentTimestamp();
-	dlist_push_tail(&stream->ending, &sub->strict_node);
+	if (sub->overflow != SD_DROP_OLDEST)
+		dlist_push_tail(&stream->strict->ending, &sub->strict_node);
 	pg_atomic_fetch_add_u64(&stream->version, 1);
 }
 
 /* ---- reading; the stream's lock held ---- */
+
+/* So many that they would start again at 0 are not counted any more. */
+static void
+count_error(SdSubscription *sub)
+{
+	if (sub->errors < PG_UINT32_MAX)
+		sub->errors++;
+}
 
 /* Hands over an entry's body, whose reference becomes the taker's. */
 static void
@@ -249,7 +269,7 @@ give(SdSubscription *sub, SdBody *body, uint64 event_id, SdTaken *taken)
 	memset(&sub->untold, 0, sizeof(SdLoss));
 	sub->delivered++;
 	if (body->is_error)
-		sub->errors++;
+		count_error(sub);
 }
 
 static SdTakeResult
@@ -263,12 +283,16 @@ take_private(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
 	collect_loss(sub, entry->lost, entry->gaps);
 	give(sub, entry->body, entry->event_id, taken);
 	entry->body = NULL;
-	if (++q->next == q->n)
+	if (++q->next < q->n)
+		return SD_TAKE_ONE;
+	if (sub->end != SD_END_NONE)
 	{
-		free_private_queue(sub);
-		if (sub->end == SD_END_NONE)
-			reattach(stream, sub);
+		collect_loss(sub, q->end_lost, q->end_gaps);
+		cursor_note_loss(sub, q->end_skipped, 0);
 	}
+	free_private_queue(sub);
+	if (sub->end == SD_END_NONE)
+		reattach(stream, sub);
 	return SD_TAKE_ONE;
 }
 
@@ -303,20 +327,6 @@ has_entry(SdStream *stream, SdSubscription *sub)
 	return sub->queue != NULL || (sub->attached && sub->cursor < stream->head);
 }
 
-/* Nothing is queued: what was lost after the last response? */
-static void
-collect_last_loss(SdStream *stream, SdSubscription *sub)
-{
-	if (sub->end == SD_END_NONE)
-		collect_loss(sub, stream->lost, stream->gaps);
-	else
-	{
-		collect_loss(sub, sub->end_lost, sub->end_gaps);
-		cursor_note_loss(sub, sub->end_skipped, 0);
-		sub->end_skipped = 0;
-	}
-}
-
 /* Is there a loss to tell by a notice of its own, and may it be told now? */
 static bool
 notice_due(SdSubscription *sub, TimestampTz now, TimestampTz *retry_at)
@@ -338,7 +348,8 @@ stream_readable(SdStream *stream, SdSubscription *sub, TimestampTz now, Timestam
 	settle(stream, sub);
 	if (has_entry(stream, sub))
 		return true;
-	collect_last_loss(stream, sub);
+	if (sub->end == SD_END_NONE)
+		collect_loss(sub, stream->lost, stream->gaps);
 	return notice_due(sub, now, retry_at) || (sub->end != SD_END_NONE && !sub->end_told);
 }
 
@@ -354,12 +365,14 @@ stream_take(SdStream *stream, SdSubscription *sub, TimestampTz now, Size room,
 		return take_from_ring(stream, sub, room, taken);
 
 	memset(taken, 0, sizeof(SdTaken));
-	collect_last_loss(stream, sub);
+	if (sub->end == SD_END_NONE)
+		collect_loss(sub, stream->lost, stream->gaps);
 	if (notice_due(sub, now, retry_at))
 	{
 		taken->loss = sub->untold;
 		memset(&sub->untold, 0, sizeof(SdLoss));
-		sub->last_notice = now;
+		if (sub->end == SD_END_NONE)
+			sub->last_notice = now;
 		return SD_TAKE_ONE;
 	}
 	if (sub->end != SD_END_NONE && !sub->end_told)
@@ -398,7 +411,7 @@ void
 stream_advance(SdStream *stream, SdSubscription *sub)
 {
 	if (ENTRY(stream, sub->cursor)->body->is_error)
-		sub->errors++;
+		count_error(sub);
 	pass(stream, sub->cursor);
 	sub->cursor++;
 	sub->delivered++;
@@ -423,16 +436,18 @@ stream_dropped(SdStream *stream, SdSubscription *sub)
 {
 	uint64		n = sub->dropped;
 
+	if (sub->end != SD_END_NONE)
+	{
+		if (sub->queue)
+			n += sub->queue->end_skipped + sub->queue->end_lost - sub->lost_seen +
+				(uint32) (sub->queue->end_gaps - sub->gaps_seen);
+		return n;
+	}
 	if (sub->attached)
 		n += stream->head - sub->cursor - stream_pending(stream, sub);
-	else if (sub->end == SD_END_NONE)
-		n += stream->head - sub->detached_at;
-	if (sub->end == SD_END_NONE)
-		n += stream->lost - sub->lost_seen + (uint32) (stream->gaps - sub->gaps_seen);
 	else
-		n += sub->end_skipped + sub->end_lost - sub->lost_seen +
-			(uint32) (sub->end_gaps - sub->gaps_seen);
-	return n;
+		n += stream->head - sub->detached_at;
+	return n + stream->lost - sub->lost_seen + (uint32) (stream->gaps - sub->gaps_seen);
 }
 
 uint64

@@ -42,9 +42,11 @@ remove_link(SdLink *link)
 		SpinLockAcquire(&consumer->mutex);
 		if (link->ready)
 			dlist_delete(&link->ready_node);
+		link->ready = false;
 		SpinLockRelease(&consumer->mutex);
 	}
-	sd_free(link);
+	if (link != &link->stream->first_link)
+		sd_free(link);
 }
 
 /*
@@ -56,16 +58,16 @@ structural_end(SdSubscription *sub)
 {
 	SdStream   *stream = sub->stream;
 	SdLink	   *link = sub->link;
-	SdDatabase *db = stream->db;
+	SdDatabase *db = stream->channel->db;
 
 	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
 	Assert(!sub->structurally_ended);
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-	if (sub->end != SD_END_NONE)
-		dlist_delete(&sub->strict_node);	/* from stream->ending */
-	else
+	if (sub->end == SD_END_NONE)
 		stream_leave(stream, sub);
+	else if (sub->overflow != SD_DROP_OLDEST)
+		dlist_delete(&sub->strict_node);	/* from strict->ending */
 	dlist_delete(&sub->node);
 	sub->link = NULL;
 	sub->structurally_ended = true;
@@ -76,9 +78,7 @@ structural_end(SdSubscription *sub)
 	pg_atomic_fetch_sub_u32(&sd_shared->nsubscriptions, 1);
 	pg_atomic_fetch_sub_u32(&db->nsubscriptions, 1);
 	pg_atomic_write_u64(&db->last_needed, GetCurrentTimestamp());
-	registry_drop_quota(sub->user_quota);
-	registry_drop_quota(sub->role_quota);
-	sub->user_quota = sub->role_quota = NULL;
+	registry_count_quotas(stream->identity, -1);
 	if (sub->connection)
 		sub->connection->nlive--;
 	if (sub->consumer)
@@ -92,9 +92,9 @@ announce_end(SdSubscription *sub)
 {
 	SdConsumer *consumer = sub->consumer;
 
-	stats_add(&sub->stream->db->stats, SD_STAT_SUBSCRIPTIONS_ENDED, 1);
+	stats_add(&sub->stream->channel->db->stats, SD_STAT_SUBSCRIPTIONS_ENDED, 1);
 	if (sub->end == SD_END_IDLE || sub->end == SD_END_LIFETIME)
-		stats_add(&sub->stream->db->stats, SD_STAT_SUBSCRIPTIONS_EXPIRED, 1);
+		stats_add(&sub->stream->channel->db->stats, SD_STAT_SUBSCRIPTIONS_EXPIRED, 1);
 	if (consumer)
 	{
 		dlist_push_tail(&consumer->ended, &sub->node);
@@ -158,7 +158,6 @@ subscription_destroy(SdSubscription *sub)
 		sd_wake(sub->consumer);
 	}
 	stream_unpin(stream);
-	sd_free(sub->variables);
 	sd_free(sub);
 }
 
@@ -171,8 +170,8 @@ subscription_finish_ends(SdStream *stream)
 		SdSubscription *sub = NULL;
 
 		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-		if (!dlist_is_empty(&stream->ending))
-			sub = dlist_head_element(SdSubscription, strict_node, &stream->ending);
+		if (stream->strict && !dlist_is_empty(&stream->strict->ending))
+			sub = dlist_head_element(SdSubscription, strict_node, &stream->strict->ending);
 		LWLockRelease(&stream->lock);
 		if (sub == NULL)
 			break;
@@ -478,9 +477,9 @@ sweep_partition(Oid dboid, int partition, TimestampTz now, Swept *swept)
 		{
 			SdSubscription *sub = (SdSubscription *) node;
 
-			if (sub->dboid != dboid || !is_over(sub, now, &swept[n].end))
+			if (subscription_database(sub) != dboid || !is_over(sub, now, &swept[n].end))
 				continue;
-			swept[n].owner = sub->owner;
+			swept[n].owner = subscription_owner(sub);
 			swept[n].serial = sub->serial;
 			strcpy(swept[n].id, sub->strings);
 			n++;
@@ -555,7 +554,7 @@ subscription_purge_database(Oid dboid)
 		for (; b <= table->mask && n < ENDS_PER_LOCK; b++)
 		{
 			for (node = table->buckets[b]; node; node = node->next)
-				if (((SdSubscription *) node)->dboid == dboid)
+				if (subscription_database((SdSubscription *) node) == dboid)
 					break;
 			if (node == NULL)
 				continue;

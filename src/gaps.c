@@ -5,9 +5,11 @@
  *
  * A committed event that found no room is noted at its channel, with the
  * dispatcher's gap_requests as the sign; that needs no memory.  The channel's
- * dispatcher then tells every stream of the channel.
+ * dispatcher then tells every stream of the channel.  Nothing in here raises an
+ * error or can be interrupted, so that no one is left out.
  *
- * Locks: registry_lock shared, then streams' locks.
+ * Locks: registry_lock shared, for a piece of a table or of a channel's streams
+ * at a time; streams' locks.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,59 +19,71 @@
 #include "dispatcher.h"
 #include "registry.h"
 
+#define STREAMS_PER_LOCK	128
+#define BUCKETS_PER_LOCK	512
+
 static SdDatabase *db;
 static int	me;
 
-/* A channel of mine that has gaps to tell, pinned, or NULL. */
+/* A channel of mine in the bucket that has gaps to tell, pinned, or NULL. */
+static SdChannel *
+gapped_in(uint32 bucket)
+{
+	for (SdHashNode *node = sd_shared->channels.buckets[bucket]; node; node = node->next)
+	{
+		SdChannel  *channel = (SdChannel *) node;
+
+		if (channel->dboid == db->dboid && channel->dispatcher == me &&
+			pg_atomic_exchange_u32(&channel->gaps, 0) > 0)
+		{
+			pg_atomic_fetch_add_u32(&channel->refs, 1);
+			return channel;
+		}
+	}
+	return NULL;
+}
+
+/* The next one from *bucket on, whose chain may have another, or NULL. */
 static SdChannel *
 next_gapped(uint32 *bucket)
 {
 	SdHash	   *table = &sd_shared->channels;
 	SdChannel  *found = NULL;
 
-	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-	for (; *bucket <= table->mask && found == NULL; (*bucket)++)
-		for (SdHashNode *node = table->buckets[*bucket]; node; node = node->next)
+	while (found == NULL && *bucket <= table->mask)
+	{
+		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+		for (int i = 0; i < BUCKETS_PER_LOCK && *bucket <= table->mask; i++)
 		{
-			SdChannel  *channel = (SdChannel *) node;
-
-			if (channel->dboid == db->dboid && channel->dispatcher == me &&
-				pg_atomic_exchange_u32(&channel->gaps, 0) > 0)
-			{
-				found = channel;
-				pg_atomic_fetch_add_u32(&found->refs, 1);
-				(*bucket)--;	/* its chain may have another */
+			found = gapped_in(*bucket);
+			if (found)
 				break;
-			}
+			(*bucket)++;
 		}
-	LWLockRelease(&sd_shared->registry_lock);
+		LWLockRelease(&sd_shared->registry_lock);
+	}
 	return found;
 }
 
 static void
-tell_gap_in(SdStreamVec *vec)
+tell(const SdStreamVec *vec)
 {
-	for (uint32 i = 0; i < vec->n; i++)
-		stream_lose(vec->items[i], 0, 0);
-}
+	SdStream   *pins[STREAMS_PER_LOCK];
+	uint32		at = PG_UINT32_MAX;
 
-/* Tells all streams of the channel that something is missing. */
-static void
-tell_gap(SdChannel *channel)
-{
-	dlist_iter	p;
-	dlist_iter	b;
-
-	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-	tell_gap_in(&channel->plain);
-	dlist_foreach(p, &channel->paths)
+	do
 	{
-		SdIndexPath *path = dlist_container(SdIndexPath, node, p.cur);
+		int			n;
 
-		dlist_foreach(b, &path->buckets)
-			tell_gap_in(&dlist_container(SdBucket, node, b.cur)->vec);
-	}
-	LWLockRelease(&sd_shared->registry_lock);
+		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+		n = registry_pin_streams(vec, &at, pins, lengthof(pins));
+		LWLockRelease(&sd_shared->registry_lock);
+		for (int i = 0; i < n; i++)
+		{
+			stream_lose(pins[i], 0, 0);
+			stream_unpin(pins[i]);
+		}
+	} while (at > 0);
 }
 
 /*
@@ -90,7 +104,8 @@ dispatch_gaps(SdDatabase *database, int dispatcher)
 	me = dispatcher;
 	while ((channel = next_gapped(&bucket)) != NULL)
 	{
-		tell_gap(channel);
+		tell(&channel->plain);
+		tell(&channel->filtered);
 		channel_unref(channel);
 	}
 	seen = requests;

@@ -194,39 +194,28 @@ get_quota(const QuotaKey *key)
 	return quota;
 }
 
-static void
-drop_unused(SdQuota *quota)
+/* Counts one more identity of it. */
+static SdQuota *
+join_quota(const QuotaKey *key)
 {
-	if (quota->n > 0 || quota->nidentities > 0)
+	SdQuota    *quota = get_quota(key);
+
+	if (quota)
+	{
+		quota->nidentities++;
+		pg_atomic_fetch_add_u32(&quota->refs, 1);
+	}
+	return quota;
+}
+
+void
+registry_leave_quota(SdQuota *quota)
+{
+	if (quota == NULL || --quota->nidentities > 0)
 		return;
+	Assert(quota->n == 0);
 	sd_hash_remove(&sd_shared->quotas, &quota->hnode);
 	quota_unref(quota);
-}
-
-bool
-registry_get_user(const SdSubscribe *what, SdQuota **user)
-{
-	QuotaKey	key = {MyDatabaseId, what->owner, what->role, false, what->user_key};
-
-	*user = NULL;
-	if (what->user_key == NULL)
-		return true;
-	*user = get_quota(&key);
-	if (*user == NULL)
-		return false;
-	(*user)->nidentities++;
-	pg_atomic_fetch_add_u32(&(*user)->refs, 1);
-	return true;
-}
-
-/* The reference is the identity's, for as long as its memory is there. */
-void
-registry_leave_user(SdQuota *user)
-{
-	if (user == NULL)
-		return;
-	user->nidentities--;
-	drop_unused(user);
 }
 
 bool
@@ -235,27 +224,25 @@ registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role)
 	QuotaKey	user_key = {MyDatabaseId, what->owner, what->role, false, what->user_key};
 	QuotaKey	role_key = {MyDatabaseId, InvalidOid, what->role, true, ""};
 
-	*role = get_quota(&role_key);
+	*user = NULL;
+	*role = join_quota(&role_key);
 	if (*role == NULL)
 		return false;
-	(*role)->n++;
-	if (what->user_key)
-	{
-		*user = get_quota(&user_key);
-		if (*user == NULL)
-			return false;
-		(*user)->n++;
-	}
-	return true;
+	if (what->user_key == NULL)
+		return true;
+	*user = join_quota(&user_key);
+	if (*user)
+		return true;
+	registry_leave_quota(*role);
+	return false;
 }
 
 void
-registry_drop_quota(SdQuota *quota)
+registry_count_quotas(SdIdentity *identity, int by)
 {
-	if (quota == NULL)
-		return;
-	quota->n--;
-	drop_unused(quota);
+	identity->role_quota->n += by;
+	if (identity->user)
+		identity->user->n += by;
 }
 
 /* ---- consumers that nobody comes for ---- */

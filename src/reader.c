@@ -131,7 +131,7 @@ add_row(SdSubscription *sub, const SdTaken *taken)
 	row->serial = sub->serial;
 	row->id = put(sub->strings, sub->id_len);
 	row->connection = sub->connection ? put(sub->connection->name, sub->connection->namelen) : 0;
-	row->operation_id = put(sub->strings + sub->operation_id, strlen(sub->strings + sub->operation_id));
+	row->operation_id = put(sub->strings + sub->operation_id, sub->operation_id_len);
 	row->operation_json = put(sub->strings + sub->operation_json, sub->operation_json_len);
 	row->operation_json_len = sub->operation_json_len;
 	row->nids = 1;

@@ -4,11 +4,12 @@
  *	  Channels, their index, streams and identities, found under registry_lock.
  *
  * A channel keeps its streams in arrays: one for those whose filter doesn't
- * ask for equality with a scalar, and one per (path, value) for the others, so
- * that an event looks only at streams whose value it has (see match.c for the
- * keys).  The arrays have no order; a stream that goes is replaced by the last
- * one.  The dispatcher walks them backwards in pieces, so that it never misses
- * a stream that was there when it began.
+ * ask for equality with a scalar, and one per (path, value), a bucket, for the
+ * others, so that an event looks only at streams whose value it has (see
+ * match.c for the keys); those others also stand in an array of all of them, for
+ * what concerns them whatever their value.  The arrays have no order; a stream
+ * that goes is replaced by the last one.  The dispatcher walks them backwards
+ * in pieces, so that it never misses a stream that was there when it began.
  *
  * Locks: registry_lock, held by the caller except where registry.h says
  * otherwise.  No errors are raised.
@@ -74,47 +75,6 @@ registry_unlock(void)
 	LWLockRelease(&sd_shared->registry_lock);
 }
 
-/* ---- arrays of streams ---- */
-
-static bool
-vec_push(SdStreamVec *vec, SdStream *stream)
-{
-	if (vec->n == vec->cap)
-	{
-		uint32		cap = vec->cap ? vec->cap * 2 : 1;
-		SdStream  **items = sd_alloc(SD_MEM_SUBSCRIPTION, cap * sizeof(SdStream *));
-
-		if (items == NULL)
-			return false;
-		if (vec->n > 0)
-			memcpy(items, vec->items, vec->n * sizeof(SdStream *));
-		sd_free(vec->items);
-		vec->items = items;
-		vec->cap = cap;
-	}
-	stream->vec = vec;
-	stream->vec_pos = vec->n;
-	vec->items[vec->n++] = stream;
-	return true;
-}
-
-static void
-vec_remove(SdStream *stream)
-{
-	SdStreamVec *vec = stream->vec;
-	SdStream   *last = vec->items[--vec->n];
-
-	vec->items[stream->vec_pos] = last;
-	last->vec_pos = stream->vec_pos;
-	stream->vec = NULL;
-	if (vec->n == 0)
-	{
-		sd_free(vec->items);
-		vec->items = NULL;
-		vec->cap = 0;
-	}
-}
-
 /* ---- the equality index of a channel ---- */
 
 typedef struct BucketKey
@@ -164,7 +124,7 @@ find_bucket(SdIndexPath *path, uint64 value_hash)
 static void
 drop_path(SdIndexPath *path)
 {
-	if (!dlist_is_empty(&path->buckets))
+	if (path->nbuckets > 0)
 		return;
 	dlist_delete(&path->node);
 	sd_free(path);
@@ -176,9 +136,8 @@ drop_bucket(SdBucket *bucket)
 	if (bucket->vec.n > 0)
 		return;
 	sd_hash_remove(&sd_shared->buckets, &bucket->hnode);
-	dlist_delete(&bucket->node);
+	bucket->path->nbuckets--;
 	drop_path(bucket->path);
-	sd_free(bucket->vec.items);
 	sd_free(bucket);
 }
 
@@ -194,10 +153,8 @@ get_bucket(SdChannel *channel, const char *path, int len, uint64 value_hash)
 		p = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdIndexPath, path) + len);
 		if (p == NULL)
 			return NULL;
-		p->channel = channel;
 		p->pathlen = len;
 		memcpy(p->path, path, len);
-		dlist_init(&p->buckets);
 		dlist_push_tail(&channel->paths, &p->node);
 	}
 	bucket = find_bucket(p, value_hash);
@@ -214,24 +171,31 @@ get_bucket(SdChannel *channel, const char *path, int len, uint64 value_hash)
 	key.path = p;
 	key.value_hash = value_hash;
 	sd_hash_insert(&sd_shared->buckets, &bucket->hnode, bucket_hash(&key));
-	dlist_push_tail(&p->buckets, &bucket->node);
+	p->nbuckets++;
 	return bucket;
 }
 
 SdStreamVec *
-registry_streams(SdChannel *channel, const char *path, int pathlen, uint64 value_hash)
+registry_bucket(SdChannel *channel, const char *path, int pathlen, uint64 value_hash)
 {
-	SdIndexPath *p;
-	SdBucket   *bucket;
+	SdIndexPath *p = find_path(channel, path, pathlen);
+	SdBucket   *bucket = p ? find_bucket(p, value_hash) : NULL;
 
-	if (path == NULL)
-		return &channel->plain;
-	p = find_path(channel, path, pathlen);
-	bucket = p ? find_bucket(p, value_hash) : NULL;
 	return bucket ? &bucket->vec : NULL;
 }
 
-/* Puts a stream where its channel's events look for it. */
+int
+registry_pin_streams(const SdStreamVec *vec, uint32 *at, SdStream **pins, int room)
+{
+	int			n = 0;
+
+	*at = Min(*at, vec ? vec->n : 0);
+	while (*at > 0 && n < room)
+		pins[n++] = stream_pin(streamvec_get(vec, --*at));
+	return n;
+}
+
+/* Puts a stream where its channel's events look for it; false without memory. */
 static bool
 index_stream(SdStream *stream)
 {
@@ -239,17 +203,48 @@ index_stream(SdStream *stream)
 	const char *path;
 	int			pathlen;
 	uint64		value_hash;
+	SdBucket   *bucket;
 
 	if (stream->filter == NULL ||
 		!filter_index_key(stream->filter, &path, &pathlen, &value_hash))
-		return vec_push(&channel->plain, stream);
-	stream->bucket = get_bucket(channel, path, pathlen, value_hash);
-	if (stream->bucket == NULL)
+	{
+		stream->vec_pos = channel->plain.n;
+		return streamvec_push(&channel->plain, stream);
+	}
+	bucket = get_bucket(channel, path, pathlen, value_hash);
+	if (bucket == NULL)
 		return false;
-	if (vec_push(&stream->bucket->vec, stream))
-		return true;
-	drop_bucket(stream->bucket);
+	stream->vec_pos = bucket->vec.n;
+	stream->filtered_pos = channel->filtered.n;
+	if (streamvec_push(&bucket->vec, stream))
+	{
+		if (streamvec_push(&channel->filtered, stream))
+		{
+			stream->bucket = bucket;
+			return true;
+		}
+		(void) streamvec_remove(&bucket->vec, stream->vec_pos);
+	}
+	drop_bucket(bucket);
 	return false;
+}
+
+static void
+unindex_stream(SdStream *stream)
+{
+	SdBucket   *bucket = stream->bucket;
+	SdStream   *moved;
+
+	moved = streamvec_remove(bucket ? &bucket->vec : &stream->channel->plain, stream->vec_pos);
+	if (moved)
+		moved->vec_pos = stream->vec_pos;
+	if (bucket == NULL)
+		return;
+	moved = streamvec_remove(&stream->channel->filtered, stream->filtered_pos);
+	if (moved)
+		moved->filtered_pos = stream->filtered_pos;
+	stream->bucket = NULL;
+	drop_bucket(bucket);
 }
 
 /* ---- identities ---- */
@@ -274,6 +269,27 @@ identity_match(const SdHashNode *node, const void *key)
 }
 
 static SdIdentity *
+make_identity(const SdSubscribe *what)
+{
+	Size		settings = MAXALIGN(sizeof(SdIdentity));
+	Size		context = settings + MAXALIGN(VARSIZE(what->settings));
+	SdIdentity *identity = sd_alloc(SD_MEM_SUBSCRIPTION, context + VARSIZE(what->context));
+
+	if (identity == NULL)
+		return NULL;
+	identity->dboid = MyDatabaseId;
+	identity->owner = what->owner;
+	identity->role = what->role;
+	identity->serial = pg_atomic_add_fetch_u64(&sd_shared->serials, 1);
+	identity->settings = (Jsonb *) ((char *) identity + settings);
+	memcpy(identity->settings, what->settings, VARSIZE(what->settings));
+	identity->context = (Jsonb *) ((char *) identity + context);
+	memcpy(identity->context, what->context, VARSIZE(what->context));
+	pg_atomic_init_u32(&identity->refs, 1);
+	return identity;
+}
+
+static SdIdentity *
 get_identity(const SdSubscribe *what)
 {
 	uint32		hash = identity_hash(what);
@@ -282,18 +298,10 @@ get_identity(const SdSubscribe *what)
 
 	if (identity)
 		return identity;
-	identity = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdIdentity));
+	identity = make_identity(what);
 	if (identity == NULL)
 		return NULL;
-	identity->dboid = MyDatabaseId;
-	identity->owner = what->owner;
-	identity->role = what->role;
-	identity->serial = pg_atomic_add_fetch_u64(&sd_shared->serials, 1);
-	identity->settings = sd_dup(SD_MEM_SUBSCRIPTION, what->settings, VARSIZE(what->settings));
-	identity->context = sd_dup(SD_MEM_SUBSCRIPTION, what->context, VARSIZE(what->context));
-	pg_atomic_init_u32(&identity->refs, 1);
-	if (identity->settings == NULL || identity->context == NULL ||
-		!registry_get_user(what, &identity->user))
+	if (!registry_get_quotas(what, &identity->user, &identity->role_quota))
 	{
 		identity_unref(identity);
 		return NULL;
@@ -308,7 +316,8 @@ drop_identity(SdIdentity *identity)
 	if (identity->nstreams > 0)
 		return;
 	sd_hash_remove(&sd_shared->identities, &identity->hnode);
-	registry_leave_user(identity->user);
+	registry_leave_quota(identity->user);
+	registry_leave_quota(identity->role_quota);
 	identity_unref(identity);
 }
 
@@ -421,7 +430,15 @@ stream_hash(const StreamKey *key)
 	if (OidIsValid(what->resolver))
 		h = mix(hash_jsonb(what->variables, h), what->resolver);
 	h = hash_string(what->response_key, h);
-	return sd_hash_bytes(&what->rate_limit, sizeof(double), h ^ what->burst);
+	return what->rate_limit > 0 ?
+		sd_hash_bytes(&what->rate_limit, sizeof(double), h ^ what->burst) : h;
+}
+
+static bool
+same_rate(const SdStreamLimit *limit, const SdSubscribe *what)
+{
+	return limit ? limit->rate == what->rate_limit && limit->burst == what->burst :
+		what->rate_limit <= 0;
 }
 
 static bool
@@ -432,38 +449,60 @@ stream_match(const SdHashNode *node, const void *k)
 	const SdSubscribe *what = key->what;
 
 	return stream->channel == key->channel && stream->identity == key->identity &&
-		stream->resolver == what->resolver &&
-		stream->rate_limit == what->rate_limit && stream->burst == what->burst &&
+		stream->resolver == what->resolver && same_rate(stream->rate, what) &&
 		same_string(stream->response_key, what->response_key) &&
 		same_filter(stream->filter, what->filter) &&
 		(!OidIsValid(what->resolver) || same_jsonb(stream->variables, what->variables));
 }
 
-/* Copies what the caller gave; false without memory. */
-static bool
+/* The next piece of what lies behind a stream: MAXALIGNed, zeroed. */
+static void *
+next_piece(SdStream *stream, Size *used, Size size)
+{
+	void	   *piece = (char *) stream + *used;
+
+	*used += MAXALIGN(size);
+	return piece;
+}
+
+static void *
+copy_piece(SdStream *stream, Size *used, const void *src, Size size)
+{
+	return memcpy(next_piece(stream, used, size), src, size);
+}
+
+/*
+ * A stream with what the caller gave behind it.  Called twice: with stream NULL
+ * it only tells how much memory that takes.
+ */
+static Size
 copy_parts(SdStream *stream, const SdSubscribe *what)
 {
-	bool		ok = true;
+	Size		used = MAXALIGN(sizeof(SdStream));
 
-	stream->filter_json = sd_dup(SD_MEM_SUBSCRIPTION, what->filter_json, VARSIZE(what->filter_json));
-	ok &= stream->filter_json != NULL;
+	if (stream == NULL)
+		return used + MAXALIGN(VARSIZE(what->filter_json)) +
+			(what->filter ? MAXALIGN(filter_size(what->filter)) : 0) +
+			(OidIsValid(what->resolver) ? MAXALIGN(VARSIZE(what->variables)) : 0) +
+			(what->rate_limit > 0 ? MAXALIGN(sizeof(SdStreamLimit)) : 0) +
+			(what->response_key ? strlen(what->response_key) + 1 : 0);
+
+	stream->filter_json = copy_piece(stream, &used, what->filter_json, VARSIZE(what->filter_json));
 	if (what->filter)
-	{
-		stream->filter = sd_dup(SD_MEM_SUBSCRIPTION, what->filter, filter_size(what->filter));
-		ok &= stream->filter != NULL;
-	}
+		stream->filter = copy_piece(stream, &used, what->filter, filter_size(what->filter));
 	if (OidIsValid(what->resolver))
+		stream->variables = copy_piece(stream, &used, what->variables, VARSIZE(what->variables));
+	if (what->rate_limit > 0)
 	{
-		stream->variables = sd_dup(SD_MEM_SUBSCRIPTION, what->variables, VARSIZE(what->variables));
-		ok &= stream->variables != NULL;
+		stream->rate = next_piece(stream, &used, sizeof(SdStreamLimit));
+		stream->rate->rate = what->rate_limit;
+		stream->rate->burst = what->burst;
+		ratelimit_init(&stream->rate->tokens, what->rate_limit, what->burst, GetCurrentTimestamp());
 	}
 	if (what->response_key)
-	{
-		stream->response_key = sd_dup(SD_MEM_SUBSCRIPTION, what->response_key,
-									  strlen(what->response_key) + 1);
-		ok &= stream->response_key != NULL;
-	}
-	return ok;
+		stream->response_key = copy_piece(stream, &used, what->response_key,
+										  strlen(what->response_key) + 1);
+	return used;
 }
 
 static void
@@ -475,33 +514,27 @@ init_stream(SdStream *stream, const StreamKey *key)
 	stream->identity = key->identity;
 	pg_atomic_fetch_add_u32(&key->channel->refs, 1);
 	pg_atomic_fetch_add_u32(&key->identity->refs, 1);
-	stream->db = key->channel->db;
-	stream->dboid = MyDatabaseId;
 	stream->resolver = what->resolver;
 	stream->batched = what->batched;
 	stream->immutable = what->immutable;
 	stream->has_context = JB_ROOT_COUNT(what->context) > 0;
 	stream->ordinary = what->ordinary;
-	stream->rate_limit = what->rate_limit;
-	stream->burst = what->burst;
-	ratelimit_init(&stream->tokens, what->rate_limit, what->burst, GetCurrentTimestamp());
+	(void) copy_parts(stream, what);
 	pg_atomic_init_u32(&stream->refs, 1);
 	pg_atomic_init_u64(&stream->version, 1);
 	LWLockInitialize(&stream->lock, sd_tranche_stream);
 	dlist_init(&stream->links);
-	dlist_init(&stream->strict);
-	dlist_init(&stream->ending);
 }
 
 static SdStream *
 make_stream(const StreamKey *key, uint32 hash)
 {
-	SdStream   *stream = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdStream));
+	SdStream   *stream = sd_alloc(SD_MEM_SUBSCRIPTION, copy_parts(NULL, key->what));
 
 	if (stream == NULL)
 		return NULL;
 	init_stream(stream, key);
-	if (!copy_parts(stream, key->what) || !index_stream(stream))
+	if (!index_stream(stream))
 	{
 		stream_unpin(stream);
 		return NULL;
@@ -548,16 +581,11 @@ registry_get_stream(const SdSubscribe *what, SdDatabase *db)
 void
 registry_leave_stream(SdStream *stream)
 {
-	SdBucket   *bucket = stream->bucket;
-
 	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
 	count_channel(stream->channel, -1);
 	if (--stream->nsubscriptions > 0)
 		return;
-	vec_remove(stream);
-	if (bucket)
-		drop_bucket(bucket);
-	stream->bucket = NULL;
+	unindex_stream(stream);
 	sd_hash_remove(&sd_shared->streams, &stream->hnode);
 	stream->channel->nstreams--;
 	stream->channel->ncontext -= stream->has_context;

@@ -46,19 +46,32 @@ extern SdConnection *registry_get_connection(Oid owner, const char *name);
 extern SdConnection *registry_find_connection(Oid owner, const char *name);
 extern void registry_drop_connection(SdConnection *connection);
 
-/* Counts one more for the user (if it has a user_key) and the role. */
+/*
+ * The quotas of a new identity, with a reference to each: the user's (NULL
+ * without a user_key) and the role's.  False without memory.
+ */
 extern bool registry_get_quotas(const SdSubscribe *what, SdQuota **user, SdQuota **role);
-extern void registry_drop_quota(SdQuota *quota);
-/* The user of an identity, with a reference; NULL without a user_key. */
-extern bool registry_get_user(const SdSubscribe *what, SdQuota **user);
-extern void registry_leave_user(SdQuota *user);
+/* The identity needs it no more; the reference stays. */
+extern void registry_leave_quota(SdQuota *quota);
+/* So many live subscriptions more, for user and role. */
+extern void registry_count_quotas(SdIdentity *identity, int by);
 
 /*
- * The streams of a channel that ask for a value at a path, or those without
- * such a filter (path NULL).  Caller holds registry_lock in any mode.
+ * The streams of a channel that ask for a value at a path, or NULL if there are
+ * none.  Caller holds registry_lock in any mode.
  */
-extern SdStreamVec *registry_streams(SdChannel *channel, const char *path, int pathlen,
-									 uint64 value_hash);
+extern SdStreamVec *registry_bucket(SdChannel *channel, const char *path, int pathlen,
+									uint64 value_hash);
+
+/*
+ * Pins up to room of the streams that come before number *at, the last first,
+ * and lowers *at to where to go on (0: that was all).  Returns how many.  Begin
+ * with PG_UINT32_MAX.  The lock may be let go in between: a stream that goes is
+ * replaced by the last one, which was pinned before, so none that was there at
+ * the beginning is missed.  Caller holds registry_lock in any mode; vec may be
+ * NULL, for none.
+ */
+extern int	registry_pin_streams(const SdStreamVec *vec, uint32 *at, SdStream **pins, int room);
 
 /* These take and release registry_lock themselves. */
 extern void registry_sweep_consumers(Oid dboid, TimestampTz now);

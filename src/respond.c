@@ -74,7 +74,7 @@ respond_forget(void)
 		Outcome    *o = &outcomes[--noutcomes];
 
 		if (o->took_token)
-			o->stream->tokens = o->before;
+			o->stream->rate->tokens = o->before;
 		body_unref(o->body);
 	}
 	forget_payload();
@@ -223,13 +223,13 @@ within_user_rate(SdStream *stream, bool take)
 static bool
 within_rate(SdStream *stream, bool take)
 {
-	if (stream->rate_limit <= 0)
+	SdStreamLimit *limit = stream->rate;
+
+	if (limit == NULL)
 		return true;
 	if (take)
-		return ratelimit_take(&stream->tokens, stream->rate_limit, stream->burst,
-							  GetCurrentTimestamp());
-	return ratelimit_peek(&stream->tokens, stream->rate_limit, stream->burst,
-						  GetCurrentTimestamp());
+		return ratelimit_take(&limit->tokens, limit->rate, limit->burst, GetCurrentTimestamp());
+	return ratelimit_peek(&limit->tokens, limit->rate, limit->burst, GetCurrentTimestamp());
 }
 
 /*
@@ -317,11 +317,12 @@ add_response(SdStream *stream, uint64 event_id, SdBody *body)
 {
 	Outcome    *o = add_outcome(stream, event_id);
 
-	o->before = stream->tokens;
+	if (stream->rate)
+		o->before = stream->rate->tokens;
 	if (within_rate(stream, true))
 	{
 		o->kind = OUTCOME_RESPONSE;
-		o->took_token = true;
+		o->took_token = stream->rate != NULL;
 		o->body = body;
 		if (body)
 			pg_atomic_fetch_add_u32(&body->refs, 1);

@@ -110,8 +110,8 @@ explain_rest(Explain *x, Jsonb *data)
 		put(x, "resolver",
 			pg_proc_aclcheck(s->resolver, s->identity->role, ACL_EXECUTE) == ACLCHECK_OK,
 			format_procedure(s->resolver));
-	passed = s->rate_limit <= 0 ||
-		ratelimit_peek(&s->tokens, s->rate_limit, s->burst, GetCurrentTimestamp());
+	passed = s->rate == NULL ||
+		ratelimit_peek(&s->rate->tokens, s->rate->rate, s->rate->burst, GetCurrentTimestamp());
 	put(x, "limits", passed, passed ? NULL : "the rate limit's bucket is empty");
 }
 

@@ -13,9 +13,9 @@
  * Overflow.  drop_oldest is settled when the subscription reads: whatever is
  * more than max_pending behind the head is skipped then, and the ring never
  * keeps more than the largest max_pending.  drop_newest and error have to be
- * settled when the response comes that is too much: strict_limit and
- * strict_bytes say before which head no such subscription can overflow, so
- * that they are looked through only about once in max_pending responses.
+ * settled when the response comes that is too much: the limits in SdStrict say
+ * before which head no such subscription can overflow, so that they are looked
+ * through only about once in max_pending responses.
  *
  * Locks: each function says what it takes; those that take SdStream->lock
  * hold at most registry_lock or an id lock before, and take a consumer's mutex
@@ -154,8 +154,7 @@ identity_unref(SdIdentity *identity)
 	if (pg_atomic_sub_fetch_u32(&identity->refs, 1) != 0)
 		return;
 	quota_unref(identity->user);
-	sd_free(identity->settings);
-	sd_free(identity->context);
+	quota_unref(identity->role_quota);
 	sd_free(identity);
 }
 
@@ -172,10 +171,7 @@ stream_unpin(SdStream *stream)
 	Assert(stream->tail == stream->head);
 	channel_unref(stream->channel);
 	identity_unref(stream->identity);
-	sd_free(stream->filter);
-	sd_free(stream->filter_json);
-	sd_free(stream->variables);
-	sd_free(stream->response_key);
+	sd_free(stream->strict);
 	sd_free(stream->ring);
 	sd_free(stream);
 }
@@ -256,13 +252,14 @@ stream_bytes_before(SdStream *stream, uint64 n)
 static void
 overflow_strict(SdStream *stream, Size len)
 {
+	SdStrict   *strict = stream->strict;
 	dlist_mutable_iter iter;
 
-	if (stream->nstrict == 0 ||
-		(stream->head < stream->strict_limit && stream->bytes + len <= stream->strict_bytes))
+	if (strict == NULL || strict->n == 0 ||
+		(stream->head < strict->limit && stream->bytes + len <= strict->limit_bytes))
 		return;
-	cursor_no_limits(stream);
-	dlist_foreach_modify(iter, &stream->strict)
+	cursor_no_limits(strict);
+	dlist_foreach_modify(iter, &strict->attached)
 	{
 		SdSubscription *sub = dlist_container(SdSubscription, strict_node, iter.cur);
 		uint64		pending = stream->head - sub->cursor;
@@ -369,7 +366,7 @@ push(SdStream *stream, uint64 event_id, SdBody *body)
 		stream->head++;
 		stream->tail = stream->head;
 	}
-	stats_add(&stream->db->dispatchers[stream->channel->dispatcher].stats,
+	stats_add(&stream->channel->db->dispatchers[stream->channel->dispatcher].stats,
 			  SD_STAT_RESPONSES_QUEUED, 1);
 }
 
@@ -387,7 +384,7 @@ stream_append(SdStream *stream, uint64 event_id, SdBody *body)
 	overflow_strict(stream, body ? body->len : 0);
 	push(stream, event_id, body);
 	wake_readers(stream);
-	ending = !dlist_is_empty(&stream->ending);
+	ending = stream->strict && !dlist_is_empty(&stream->strict->ending);
 	LWLockRelease(&stream->lock);
 
 	if (ending)

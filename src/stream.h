@@ -31,6 +31,7 @@
 #include "match.h"
 #include "ratelimit.h"
 #include "shmem.h"
+#include "streamvec.h"
 
 struct SdConsumer;
 struct SdConnection;
@@ -49,8 +50,8 @@ typedef struct SdBody
 /* How many were lost; unknown: at least that many and nobody knows. */
 typedef struct SdLoss
 {
-	uint64		count;
-	bool		unknown;
+	uint64		count:63;
+	uint64		unknown:1;
 } SdLoss;
 
 typedef struct SdEntry
@@ -63,11 +64,17 @@ typedef struct SdEntry
 	uint32		remaining;		/* attached subscriptions still to read it */
 } SdEntry;
 
-/* What a detached subscription still has to read; one reference per body. */
+/*
+ * What a detached subscription still has to read; one reference per body.  If
+ * it has ended, losses are told when that was read.
+ */
 typedef struct SdPrivateQueue
 {
 	uint32		n;
 	uint32		next;
+	uint32		end_gaps;		/* stream's gaps and lost when it ended */
+	uint64		end_lost;
+	uint64		end_skipped;	/* entries passed over while detached until then */
 	SdEntry		entries[FLEXIBLE_ARRAY_MEMBER];
 } SdPrivateQueue;
 
@@ -89,7 +96,10 @@ typedef enum SdEnd
 extern const char *stream_end_message(SdEnd end);
 extern int	stream_end_sqlstate(SdEnd end);
 
-/* Whoever may see the same; immutable, shared, reference counted. */
+/*
+ * Whoever may see the same; immutable, shared, reference counted.  Settings and
+ * context lie behind it in the same piece of memory.
+ */
 typedef struct SdIdentity
 {
 	SdHashNode	hnode;
@@ -99,23 +109,16 @@ typedef struct SdIdentity
 	uint32		nstreams;		/* live ones; registry_lock */
 	pg_atomic_uint32 refs;		/* the registry, streams */
 	struct SdQuota *user;		/* one reference; NULL without a user_id */
+	struct SdQuota *role_quota; /* one reference */
 	uint64		serial;			/* unique: key of the dispatchers' caches */
 	Jsonb	   *settings;		/* {} or {"name": "value", ...} */
 	Jsonb	   *context;		/* the security context */
 } SdIdentity;
 
-typedef struct SdStreamVec
-{
-	struct SdStream **items;
-	uint32		n;
-	uint32		cap;
-} SdStreamVec;
-
 /* Streams of a channel whose filter asks for one value at one path. */
 typedef struct SdBucket
 {
 	SdHashNode	hnode;
-	dlist_node	node;			/* in SdIndexPath->buckets */
 	struct SdIndexPath *path;
 	uint64		value_hash;
 	SdStreamVec vec;
@@ -124,8 +127,7 @@ typedef struct SdBucket
 typedef struct SdIndexPath
 {
 	dlist_node	node;			/* in SdChannel->paths */
-	struct SdChannel *channel;
-	dlist_head	buckets;
+	uint32		nbuckets;
 	int			pathlen;
 	char		path[FLEXIBLE_ARRAY_MEMBER];	/* as filter_index_key gives it */
 } SdIndexPath;
@@ -145,75 +147,14 @@ typedef struct SdChannel
 	uint32		ncontext;		/* of these those with has_context */
 	uint32		nordinary;		/* and ordinary */
 	SdStreamVec plain;			/* streams without an equality filter */
-	dlist_head	paths;			/* SdIndexPaths: the other streams */
+	SdStreamVec filtered;		/* those with one, which stand in buckets too */
+	dlist_head	paths;			/* SdIndexPaths of these buckets */
 	pg_atomic_uint32 gaps;		/* committed events lost, not yet told */
 	pg_atomic_uint64 events;	/* dispatched to it */
 	pg_atomic_uint32 listening; /* the dispatcher LISTENs on it */
 	uint32		namelen;
 	char		name[FLEXIBLE_ARRAY_MEMBER];
 } SdChannel;
-
-typedef struct SdStream
-{
-	SdHashNode	hnode;			/* registry_lock */
-
-	/* immutable */
-	SdChannel  *channel;		/* one reference */
-	SdDatabase *db;
-	Oid			dboid;
-	SdIdentity *identity;
-	Oid			resolver;
-	bool		batched;
-	bool		immutable;		/* the resolver is labelled so */
-	bool		has_context;	/* its identity has a security context */
-	bool		ordinary;		/* its role was no superuser at subscribe() */
-	SdFilter   *filter;			/* NULL: none */
-	Jsonb	   *filter_json;	/* as the first subscriber wrote it */
-	Jsonb	   *variables;		/* NULL without a resolver */
-	char	   *response_key;	/* NULL: none */
-	double		rate_limit;		/* 0: none */
-	int			burst;
-
-	pg_atomic_uint32 refs;		/* the registry, subscriptions, pins */
-
-	/* registry_lock */
-	SdStreamVec *vec;			/* where it stands; NULL when it is dead */
-	uint32		vec_pos;
-	SdBucket   *bucket;			/* of which vec is part, or NULL: the plain one */
-	uint32		nsubscriptions; /* live ones */
-
-	/* single writer: the channel's dispatcher (survives it) */
-	uint64		last_event_id;	/* progress: done with events up to this */
-	int			timeouts;		/* in a row */
-	TokenBucket tokens;
-
-	/*
-	 * Rises with every entry and loss: read without the lock to see that
-	 * there is nothing new.  Written under lock.
-	 */
-	pg_atomic_uint64 version;
-
-	LWLock		lock;
-	/* lock */
-	SdEntry    *ring;			/* NULL while empty */
-	uint32		ring_size;		/* a power of two */
-	uint64		tail;			/* number of the oldest entry kept */
-	uint64		head;			/* number of the next entry */
-	uint64		bytes;			/* payload bytes ever stored */
-	uint64		lost;			/* responses lost, ever */
-	uint32		gaps;			/* losses of unknown size, ever */
-	uint64		limited;		/* of the lost, those refused by the rate limit */
-	uint32		nattached;		/* subscriptions that read the ring */
-	uint32		ndetached;		/* live ones that overflowed and don't, for now */
-	uint32		nstrict;		/* of these not drop_oldest */
-	uint64		strict_limit;	/* no strict one overflows before head gets here */
-	uint64		strict_bytes;	/* or bytes here */
-	uint32		keep;			/* the largest max_pending of the attached */
-	uint64		keep_bytes;		/* likewise */
-	dlist_head	links;			/* SdLinks */
-	dlist_head	strict;			/* SdSubscriptions not drop_oldest, attached */
-	dlist_head	ending;			/* those ended here, not yet in the registry */
-} SdStream;
 
 /*
  * The subscriptions that one consumer (or none) has in one stream.  Made and
@@ -224,37 +165,121 @@ typedef struct SdLink
 	dlist_node	stream_node;	/* in SdStream->links */
 	dlist_node	consumer_node;	/* in SdConsumer->links; registry_lock */
 	dlist_node	ready_node;		/* in SdConsumer->ready; its mutex */
-	bool		ready;			/* consumer's mutex */
-	SdStream   *stream;
+	struct SdStream *stream;
 	struct SdConsumer *consumer;	/* NULL: read one by one */
 	uint32		nsubscriptions;
+	bool		ready;			/* consumer's mutex */
 	/* stream's lock: who may have something to read, and who surely has not */
 	dlist_head	behind;
 	dlist_head	current;
 } SdLink;
 
+/* What a stream with a rate limit has besides. */
+typedef struct SdStreamLimit
+{
+	double		rate;			/* immutable */
+	int			burst;			/* immutable */
+	TokenBucket tokens;			/* single writer: the channel's dispatcher */
+} SdStreamLimit;
+
+/* What a stream has that ever had subscriptions which are not drop_oldest. */
+typedef struct SdStrict
+{
+	/* the stream's lock */
+	uint32		n;				/* of them that are attached */
+	dlist_head	attached;		/* by strict_node */
+	dlist_head	ending;			/* ended here, not yet in the registry */
+	uint64		limit;			/* none overflows before the stream's head */
+	uint64		limit_bytes;	/* or its bytes get here */
+} SdStrict;
+
+/*
+ * There may be a million of these, so what only some need is allocated when it
+ * is needed.  What subscribe() gave lies behind the struct in the same piece of
+ * memory, and the first link is part of it: most streams have just one.
+ */
+typedef struct SdStream
+{
+	SdHashNode	hnode;			/* registry_lock */
+
+	/* immutable */
+	SdChannel  *channel;		/* one reference */
+	SdIdentity *identity;		/* one reference */
+	Oid			resolver;
+	bool		batched;
+	bool		immutable;		/* the resolver is labelled so */
+	bool		has_context;	/* its identity has a security context */
+	bool		ordinary;		/* its role was no superuser at subscribe() */
+	SdFilter   *filter;			/* NULL: none */
+	Jsonb	   *filter_json;	/* as the first subscriber wrote it */
+	Jsonb	   *variables;		/* NULL without a resolver */
+	char	   *response_key;	/* NULL: none */
+	SdStreamLimit *rate;		/* NULL: no limit */
+
+	pg_atomic_uint32 refs;		/* the registry, subscriptions, pins */
+
+	/* registry_lock */
+	uint32		nsubscriptions; /* live ones; 0: no longer in the registry */
+	uint32		vec_pos;		/* in its bucket, or the channel's plain ones */
+	uint32		filtered_pos;	/* in the channel's filtered ones */
+	SdBucket   *bucket;			/* NULL: a plain one */
+
+	/* single writer: the channel's dispatcher (survives it) */
+	uint64		last_event_id;	/* progress: done with events up to this */
+	int			timeouts;		/* in a row */
+
+	/* lock, from here on */
+	uint32		ring_size;		/* a power of two */
+	LWLock		lock;
+
+	/*
+	 * Rises with every entry and loss: read without the lock to see that
+	 * there is nothing new.  Written under lock.
+	 */
+	pg_atomic_uint64 version;
+	SdEntry    *ring;			/* NULL while empty */
+	uint64		tail;			/* number of the oldest entry kept */
+	uint64		head;			/* number of the next entry */
+	uint64		bytes;			/* payload bytes ever stored */
+	uint64		lost;			/* responses lost, ever */
+	uint64		limited;		/* of the lost, those refused by a rate limit */
+	uint32		gaps;			/* losses of unknown size, ever */
+	uint32		nattached;		/* subscriptions that read the ring */
+	uint32		ndetached;		/* live ones that overflowed and don't, for now */
+	uint32		keep;			/* the largest max_pending of the attached */
+	uint32		keep_bytes;		/* likewise */
+	SdStrict   *strict;			/* NULL: there never was one */
+	dlist_head	links;			/* SdLinks */
+	SdLink		first_link;		/* one of them, if it has subscriptions */
+} SdStream;
+
+/*
+ * An idle subscription should be small: strings are stored once if they are
+ * the same, and fields of which only one is in use at a time share a place.
+ */
 typedef struct SdSubscription
 {
 	SdHashNode	hnode;			/* id_locks */
 
 	/* immutable */
-	Oid			dboid;
-	Oid			owner;
 	SdStream   *stream;			/* one reference, for as long as it exists */
-	Jsonb	   *variables;		/* if the stream has none and they aren't {} */
-	uint8		overflow;		/* SdOverflow */
-	uint32		max_pending;
-	uint64		max_pending_bytes;
 	TimestampTz created_at;
 	uint64		serial;			/* unique over the server's life */
+	uint32		max_pending;
+	uint32		max_pending_bytes;
+	uint8		overflow;		/* SdOverflow */
+
+	/* stream's lock */
+	uint8		end;			/* SdEnd */
+	bool		structurally_ended; /* no longer in link, counts for no limit */
+	bool		end_told;
+	bool		attached;		/* reads the ring */
 
 	/* registry_lock */
 	SdLink	   *link;			/* NULL once it has ended */
 	struct SdConsumer *consumer;	/* also after its end */
 	struct SdConnection *connection;	/* also after its end */
 	dlist_node	connection_node;
-	struct SdQuota *user_quota; /* while live */
-	struct SdQuota *role_quota;
 
 	/*
 	 * link->behind or link->current under the stream's lock; after the end
@@ -264,39 +289,57 @@ typedef struct SdSubscription
 
 	/* stream's lock */
 	dlist_node	strict_node;
-	uint8		end;			/* SdEnd */
-	bool		structurally_ended; /* no longer in link, counts for no limit */
-	bool		end_told;
-	bool		attached;		/* reads the ring */
-	uint64		cursor;			/* next entry to read, while attached */
-	uint64		detached_at;	/* stream's head then (drop_newest) */
+	union
+	{
+		uint64		cursor;		/* while attached: next entry to read */
+		uint64		detached_at;	/* else, while live: stream's head then */
+	};
 	SdPrivateQueue *queue;		/* while not attached; NULL: nothing left */
 	uint64		lost_seen;		/* of the stream's lost and gaps, what is */
 	uint32		gaps_seen;		/* collected in untold or was told */
+	uint32		errors;			/* responses with errors delivered */
 	SdLoss		untold;			/* collected, goes with the next response */
-	TimestampTz last_notice;	/* when a loss notice was given */
-	TimestampTz ended_at;
-	uint64		end_lost;		/* stream's lost and gaps when it ended */
-	uint32		end_gaps;
-	uint64		end_skipped;	/* entries passed over while detached until then */
-	uint64		limited_from;	/* stream's limited when it joined */
+	union
+	{
+		TimestampTz last_notice;	/* while live: when a loss notice was given */
+		TimestampTz ended_at;	/* then */
+	};
+	union
+	{
+		uint64		limited_from;	/* while live: stream's limited when it joined */
+		uint64		rate_limited;	/* then: how many were, in all */
+	};
 	uint64		delivered;
 	uint64		dropped;
-	uint64		errors;			/* responses with errors delivered */
-	uint64		rate_limited;	/* when it ended */
 
 	/* atomic: written by readers, read by the sweeper */
 	pg_atomic_uint64 last_polled;	/* TimestampTz */
 	pg_atomic_uint64 seen_version;	/* stream's version when found empty */
 
 	/* immutable; offsets into strings */
+	uint32		variables;		/* MAXALIGNed jsonb, if the stream has none and
+								 * they aren't {}; 0: NULL */
 	uint16		id_len;
-	uint16		operation_id;	/* as given */
+	uint16		operation_id;	/* as given; not always with a NUL behind it */
+	uint16		operation_id_len;
 	uint16		operation_json; /* as a JSON string literal */
 	uint16		operation_json_len;
 	uint16		operation_name; /* 0: NULL */
 	char		strings[FLEXIBLE_ARRAY_MEMBER]; /* id first */
 } SdSubscription;
+
+/* Whose it is: what its stream's identity has. */
+static inline Oid
+subscription_database(const SdSubscription *sub)
+{
+	return sub->stream->identity->dboid;
+}
+
+static inline Oid
+subscription_owner(const SdSubscription *sub)
+{
+	return sub->stream->identity->owner;
+}
 
 typedef struct SdConsumer
 {

@@ -29,7 +29,7 @@ extern void stream_count_dropped(SdStream *stream, uint64 n);
 extern void cursor_note_loss(SdSubscription *sub, uint64 lost, uint64 gaps);
 /* Moves what is pending to a private queue; the stream does without it then. */
 extern void cursor_detach(SdStream *stream, SdSubscription *sub);
-extern void cursor_no_limits(SdStream *stream);
+extern void cursor_no_limits(SdStrict *strict);
 extern void cursor_lower_limits(SdStream *stream, SdSubscription *sub);
 
 #endif							/* SD_STREAM_PRIVATE_H */

@@ -36,6 +36,7 @@
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
  *	  ending.c        how subscriptions end
  *	  registry.c      the channels, streams, identities they are made of
+ *	                  (streamvec.c: arrays of streams)
  *	  owned.c         consumers, connections, quotas
  *
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),

@@ -53,7 +53,7 @@ id_match(const SdHashNode *node, const void *k)
 	const SdSubscription *sub = (const SdSubscription *) node;
 	const IdKey *key = k;
 
-	return sub->dboid == key->dboid && sub->owner == key->owner &&
+	return subscription_database(sub) == key->dboid && subscription_owner(sub) == key->owner &&
 		strcmp(sub->strings, key->id) == 0;
 }
 
@@ -97,7 +97,7 @@ subscription_find(Oid dboid, Oid owner, const char *id)
 
 /* ---- making one ---- */
 
-/* Strings that every subscription carries: offsets into sub->strings. */
+/* What lies behind a subscription: offsets into sub->strings. */
 typedef struct Strings
 {
 	StringInfoData buf;
@@ -105,6 +105,7 @@ typedef struct Strings
 	int			operation_json;
 	int			operation_json_len;
 	int			operation_name;
+	int			variables;
 } Strings;
 
 static void *
@@ -113,25 +114,43 @@ grow_palloc(void *old, size_t size)
 	return old ? repalloc(old, size) : palloc(size);
 }
 
+/*
+ * The operation's id is part of its JSON literal unless something in it had to
+ * be escaped.
+ */
 static void
 make_strings(const SdSubscribe *what, Strings *s)
 {
 	RespBuf		json = {.grow = grow_palloc};
+	int			len = strlen(what->operation_id);
 
 	initStringInfo(&s->buf);
 	appendBinaryStringInfo(&s->buf, what->id, strlen(what->id) + 1);
-	s->operation_id = s->buf.len;
-	appendBinaryStringInfo(&s->buf, what->operation_id, strlen(what->operation_id) + 1);
 	if (!response_escape(&json, what->operation_id))
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	s->operation_json = s->buf.len;
 	s->operation_json_len = json.len;
 	appendBinaryStringInfo(&s->buf, json.data, json.len);
+	s->operation_id = s->operation_json + 1;
+	if ((int) json.len != len + 2)
+	{
+		s->operation_id = s->buf.len;
+		appendBinaryStringInfo(&s->buf, what->operation_id, len);
+	}
 	s->operation_name = 0;
 	if (what->operation_name)
 	{
 		s->operation_name = s->buf.len;
 		appendBinaryStringInfo(&s->buf, what->operation_name, strlen(what->operation_name) + 1);
+	}
+	s->variables = 0;
+	if (!OidIsValid(what->resolver) && JB_ROOT_COUNT(what->variables) > 0)
+	{
+		/* Aligned as seen from the struct's beginning. */
+		while ((offsetof(SdSubscription, strings) + s->buf.len) % MAXIMUM_ALIGNOF != 0)
+			appendStringInfoChar(&s->buf, '\0');
+		s->variables = s->buf.len;
+		appendBinaryStringInfo(&s->buf, (char *) what->variables, VARSIZE(what->variables));
 	}
 }
 
@@ -144,8 +163,6 @@ make_subscription(const SdSubscribe *what, const Strings *s)
 
 	if (sub == NULL)
 		return NULL;
-	sub->dboid = MyDatabaseId;
-	sub->owner = what->owner;
 	sub->overflow = what->overflow;
 	sub->max_pending = what->max_pending;
 	sub->max_pending_bytes = what->max_pending_bytes;
@@ -155,9 +172,11 @@ make_subscription(const SdSubscribe *what, const Strings *s)
 	pg_atomic_init_u64(&sub->seen_version, 0);
 	sub->id_len = strlen(what->id);
 	sub->operation_id = s->operation_id;
+	sub->operation_id_len = strlen(what->operation_id);
 	sub->operation_json = s->operation_json;
 	sub->operation_json_len = s->operation_json_len;
 	sub->operation_name = s->operation_name;
+	sub->variables = s->variables;
 	memcpy(sub->strings, s->buf.data, s->buf.len);
 	return sub;
 }
@@ -202,7 +221,9 @@ get_link(SdStream *stream, SdConsumer *consumer)
 
 	if (link)
 		return link;
-	link = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdLink));
+	link = &stream->first_link;
+	if (link->nsubscriptions > 0)
+		link = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdLink));
 	if (link == NULL)
 		return NULL;
 	link->stream = stream;
@@ -219,17 +240,32 @@ get_link(SdStream *stream, SdConsumer *consumer)
 	return link;
 }
 
-/*
- * Puts a new subscription into its stream.  False when there is no memory for
- * the link.
- */
+/* The first that is not drop_oldest brings this; false: no memory. */
+static bool
+get_strict(SdStream *stream)
+{
+	SdStrict   *strict;
+
+	if (stream->strict)
+		return true;
+	strict = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdStrict));
+	if (strict == NULL)
+		return false;
+	dlist_init(&strict->attached);
+	dlist_init(&strict->ending);
+	stream->strict = strict;
+	return true;
+}
+
+/* Puts a new subscription into its stream.  False when there is no memory. */
 static bool
 enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer)
 {
-	SdLink	   *link;
+	SdLink	   *link = NULL;
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-	link = get_link(stream, consumer);
+	if (sub->overflow == SD_DROP_OLDEST || get_strict(stream))
+		link = get_link(stream, consumer);
 	if (link)
 	{
 		link->nsubscriptions++;
@@ -263,13 +299,13 @@ typedef struct Parts
 	SdConsumer *consumer;
 	bool		consumer_is_new;
 	SdConnection *connection;
-	SdQuota    *user_quota;
-	SdQuota    *role_quota;
 } Parts;
 
 static CreateResult
 get_parts(const SdSubscribe *what, SdDatabase *db, Parts *p)
 {
+	SdIdentity *identity;
+
 	p->stream = registry_get_stream(what, db);
 	if (p->stream == NULL)
 		return NO_MEMORY;
@@ -288,13 +324,12 @@ get_parts(const SdSubscribe *what, SdDatabase *db, Parts *p)
 			p->connection->nlive >= subdispatch_max_subscriptions_per_connection)
 			return TOO_MANY_CONNECTION;
 	}
-	if (!registry_get_quotas(what, &p->user_quota, &p->role_quota))
-		return NO_MEMORY;
-	if (p->user_quota && subdispatch_max_subscriptions_per_user > 0 &&
-		p->user_quota->n > subdispatch_max_subscriptions_per_user)
+	identity = p->stream->identity;
+	if (identity->user && subdispatch_max_subscriptions_per_user > 0 &&
+		identity->user->n >= subdispatch_max_subscriptions_per_user)
 		return TOO_MANY_USER;
-	if (p->role_quota && subdispatch_max_subscriptions_per_role > 0 &&
-		p->role_quota->n > subdispatch_max_subscriptions_per_role)
+	if (subdispatch_max_subscriptions_per_role > 0 &&
+		identity->role_quota->n >= subdispatch_max_subscriptions_per_role)
 		return TOO_MANY_ROLE;
 	return CREATED;
 }
@@ -302,8 +337,6 @@ get_parts(const SdSubscribe *what, SdDatabase *db, Parts *p)
 static void
 undo_parts(Parts *p)
 {
-	registry_drop_quota(p->user_quota);
-	registry_drop_quota(p->role_quota);
 	if (p->connection)
 		registry_drop_connection(p->connection);
 	if (p->consumer && p->consumer_is_new)
@@ -339,8 +372,7 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 	stream_pin(parts.stream);
 	sub->consumer = parts.consumer;
 	sub->connection = parts.connection;
-	sub->user_quota = parts.user_quota;
-	sub->role_quota = parts.role_quota;
+	registry_count_quotas(parts.stream->identity, 1);
 	if (sub->consumer)
 		sub->consumer->nsubscriptions++;
 	if (sub->connection)
@@ -428,22 +460,12 @@ subscription_create(const SdSubscribe *what)
 	if (sub == NULL)
 		sd_out_of_shared_memory();
 	serial = sub->serial;
-	if (!OidIsValid(what->resolver) && JB_ROOT_COUNT(what->variables) > 0)
-	{
-		sub->variables = sd_dup(SD_MEM_SUBSCRIPTION, what->variables, VARSIZE(what->variables));
-		if (sub->variables == NULL)
-		{
-			sd_free(sub);
-			sd_out_of_shared_memory();
-		}
-	}
 
 	registry_lock_exclusive();
 	result = create_locked(what, db, sub);
 	registry_unlock();
 	if (result != CREATED)
 	{
-		sd_free(sub->variables);
 		sd_free(sub);
 		report(result, what);
 	}

@@ -96,7 +96,7 @@ collect_progress(SubscriptionRow *row, SdSubscription *sub)
 
 	LWLockAcquire(&stream->lock, LW_SHARED);
 	row->end = sub->end;
-	row->ended_at = sub->ended_at;
+	row->ended_at = sub->end == SD_END_NONE ? 0 : sub->ended_at;
 	row->pending = stream_pending(stream, sub);
 	row->dropped = stream_dropped(stream, sub);
 	row->delivered = sub->delivered;
@@ -112,16 +112,19 @@ collect_definition(SdWalk *walk, SubscriptionRow *row, SdSubscription *sub)
 	SdStream   *stream = sub->stream;
 	SdIdentity *identity = stream->identity;
 
-	row->owner = sub->owner;
+	row->owner = subscription_owner(sub);
 	row->role = identity->role;
 	row->resolver = stream->resolver;
 	row->id = walk_copy_string(walk, sub->strings);
 	row->channel = walk_copy(walk, stream->channel->name, stream->channel->namelen + 1);
-	row->variables = walk_copy_jsonb(walk, stream->variables ? stream->variables : sub->variables);
+	row->variables = walk_copy_jsonb(walk, stream->variables);
+	if (sub->variables != 0)
+		row->variables = walk_copy_jsonb(walk, sub->strings + sub->variables);
 	row->filter = walk_copy_jsonb(walk, stream->filter_json);
 	row->context = walk_copy_jsonb(walk, identity->context);
 	row->settings = walk_copy_jsonb(walk, identity->settings);
-	row->operation_id = walk_copy_string(walk, sub->strings + sub->operation_id);
+	row->operation_id = walk_copy_text(walk, sub->strings + sub->operation_id,
+									   sub->operation_id_len);
 	if (sub->operation_name != 0)
 		row->operation_name = walk_copy_string(walk, sub->strings + sub->operation_name);
 	if (sub->connection)
@@ -131,8 +134,8 @@ collect_definition(SdWalk *walk, SubscriptionRow *row, SdSubscription *sub)
 	row->response_key = walk_copy_string(walk, stream->response_key);
 	row->created_at = sub->created_at;
 	row->last_polled_at = last_polled(sub);
-	row->rate_limit = stream->rate_limit;
-	row->burst = stream->burst;
+	row->rate_limit = stream->rate ? stream->rate->rate : 0;
+	row->burst = stream->rate ? stream->rate->burst : 0;
 	row->max_pending = sub->max_pending;
 	row->overflow = sub->overflow;
 }
@@ -143,7 +146,7 @@ collect_subscription(SdWalk *walk, SdHashNode *node)
 	SdSubscription *sub = (SdSubscription *) node;
 	SubscriptionRow *row;
 
-	if (!walk_visible(walk, sub->dboid, sub->owner, MyDatabaseId))
+	if (!walk_visible(walk, subscription_database(sub), subscription_owner(sub), MyDatabaseId))
 		return;
 	row = walk_row(walk);
 	if (row == NULL)
@@ -287,7 +290,8 @@ collect_pending(SdWalk *walk, SdHashNode *node)
 	Consumers  *consumers = walk->arg;
 	ConsumerRow *entry;
 
-	if (sub->consumer == NULL || !walk_visible(walk, sub->dboid, sub->owner, MyDatabaseId))
+	if (sub->consumer == NULL ||
+		!walk_visible(walk, subscription_database(sub), subscription_owner(sub), MyDatabaseId))
 		return;
 	entry = hash_search(consumers->table, &sub->consumer, HASH_FIND, NULL);
 	if (entry == NULL)
@@ -401,7 +405,7 @@ collect_own_stream(SdWalk *walk, SdHashNode *node)
 	SdStream   *stream = (SdStream *) node;
 	OwnChannel *row;
 
-	if (!walk_visible(walk, stream->dboid, stream->identity->owner, MyDatabaseId))
+	if (!walk_visible(walk, stream->identity->dboid, stream->identity->owner, MyDatabaseId))
 		return;
 	row = walk_row(walk);
 	if (row == NULL)

@@ -41,22 +41,44 @@ walk_row(SdWalk *walk)
 	return row;
 }
 
-/* Copies len bytes, MAXALIGNed; marks the walk full when there is no room. */
-SdCopied
-walk_copy(SdWalk *walk, const void *src, Size len)
+/* Room for len bytes, MAXALIGNed; 0, and the walk is full, if there is none. */
+static SdCopied
+take_room(SdWalk *walk, Size len)
 {
 	Size		at = walk->nbytes;
 
-	if (src == NULL || walk->full)
+	if (walk->full)
 		return 0;
 	if (MAXALIGN(len) > walk->max_bytes - at)
 	{
 		walk->full = true;
 		return 0;
 	}
-	memcpy(walk->bytes + at, src, len);
 	walk->nbytes = at + MAXALIGN(len);
 	return (SdCopied) at;
+}
+
+SdCopied
+walk_copy(SdWalk *walk, const void *src, Size len)
+{
+	SdCopied	at = src == NULL ? 0 : take_room(walk, len);
+
+	if (at != 0)
+		memcpy(walk->bytes + at, src, len);
+	return at;
+}
+
+SdCopied
+walk_copy_text(SdWalk *walk, const char *s, Size len)
+{
+	SdCopied	at = take_room(walk, len + 1);
+
+	if (at != 0)
+	{
+		memcpy(walk->bytes + at, s, len);
+		walk->bytes[at + len] = '\0';
+	}
+	return at;
 }
 
 SdCopied

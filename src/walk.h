@@ -46,6 +46,8 @@ extern void walk_run(SdWalk *walk);
 extern void *walk_row(SdWalk *walk);
 extern SdCopied walk_copy(SdWalk *walk, const void *src, Size len);
 extern SdCopied walk_copy_string(SdWalk *walk, const char *s);
+/* The same of a string without a NUL at its end. */
+extern SdCopied walk_copy_text(SdWalk *walk, const char *s, Size len);
 extern SdCopied walk_copy_jsonb(SdWalk *walk, const void *jsonb);
 
 /* What walk_copy() copied, until emit returns; NULL for none. */
