@@ -75,6 +75,20 @@ AS 'MODULE_PATHNAME', 'subdispatch_disconnect';
 COMMENT ON FUNCTION subdispatch.disconnect(pg_catalog.text, pg_catalog.text) IS
   'Ends the caller''s subscriptions of a connection (of that consumer only, if one is given) and returns how many';
 
+CREATE FUNCTION subdispatch.pause(connection_id pg_catalog.text, consumer pg_catalog.text DEFAULT NULL)
+RETURNS pg_catalog.int8
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'subdispatch_pause';
+COMMENT ON FUNCTION subdispatch.pause(pg_catalog.text, pg_catalog.text) IS
+  'Leaves the responses of a connection''s subscriptions (of that consumer only, if one is given) in their queues, where polling does not see them, and returns how many subscriptions those are';
+
+CREATE FUNCTION subdispatch.resume(connection_id pg_catalog.text, consumer pg_catalog.text DEFAULT NULL)
+RETURNS pg_catalog.int8
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'subdispatch_resume';
+COMMENT ON FUNCTION subdispatch.resume(pg_catalog.text, pg_catalog.text) IS
+  'Ends what pause() began and returns how many subscriptions the connection (of that consumer, if one is given) has';
+
 CREATE FUNCTION subdispatch.open_consumer(consumer pg_catalog.text)
 RETURNS pg_catalog.int8
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -112,32 +126,36 @@ CREATE FUNCTION subdispatch.poll(
   consumer pg_catalog.text,
   max_responses pg_catalog.int4 DEFAULT 1000,
   timeout pg_catalog.interval DEFAULT '0',
-  max_bytes pg_catalog.int4 DEFAULT 4194304)
+  max_bytes pg_catalog.int4 DEFAULT 4194304,
+  ack pg_catalog.int8 DEFAULT NULL)
 RETURNS TABLE (
   subscription_id pg_catalog.text,
   connection_id pg_catalog.text,
   operation_id pg_catalog.text,
   event_id pg_catalog.int8,
   dropped pg_catalog.int8,
-  response pg_catalog.text)
+  response pg_catalog.text,
+  batch pg_catalog.int8)
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'subdispatch_poll';
-COMMENT ON FUNCTION subdispatch.poll(pg_catalog.text, pg_catalog.int4, pg_catalog.interval, pg_catalog.int4) IS
-  'Takes messages of all subscriptions of one of the caller''s consumers, a row each; no row if none has come within the timeout';
+COMMENT ON FUNCTION subdispatch.poll(pg_catalog.text, pg_catalog.int4, pg_catalog.interval, pg_catalog.int4, pg_catalog.int8) IS
+  'Takes messages of all subscriptions of one of the caller''s consumers, a row each; no row if none has come within the timeout. With ack (0 at first, then the batch read last) a batch is returned again until it is acknowledged';
 
 CREATE FUNCTION subdispatch.poll_shared(
   consumer pg_catalog.text,
   max_responses pg_catalog.int4 DEFAULT 1000,
   timeout pg_catalog.interval DEFAULT '0',
-  max_bytes pg_catalog.int4 DEFAULT 4194304)
+  max_bytes pg_catalog.int4 DEFAULT 4194304,
+  ack pg_catalog.int8 DEFAULT NULL)
 RETURNS TABLE (
   subscription_ids pg_catalog.text[],
   type pg_catalog.text,
   event_id pg_catalog.int8,
-  payload pg_catalog.text)
+  payload pg_catalog.text,
+  batch pg_catalog.int8)
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'subdispatch_poll_shared';
-COMMENT ON FUNCTION subdispatch.poll_shared(pg_catalog.text, pg_catalog.int4, pg_catalog.interval, pg_catalog.int4) IS
+COMMENT ON FUNCTION subdispatch.poll_shared(pg_catalog.text, pg_catalog.int4, pg_catalog.interval, pg_catalog.int4, pg_catalog.int8) IS
   'Like poll, with one row for each response, however many of the consumer''s subscriptions share it';
 
 CREATE PROCEDURE subdispatch.await_response(id pg_catalog.text, timeout pg_catalog.interval DEFAULT '30s')
@@ -215,7 +233,9 @@ RETURNS TABLE (
   pending pg_catalog.int8,
   oldest_pending_at pg_catalog.timestamptz,
   last_polled_at pg_catalog.timestamptz,
-  waiting_pid pg_catalog.int4)
+  waiting_pid pg_catalog.int4,
+  batch pg_catalog.int8,
+  outstanding pg_catalog.int8)
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'subdispatch_list_consumers';
 COMMENT ON FUNCTION subdispatch.list_consumers() IS

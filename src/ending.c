@@ -24,6 +24,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "ack.h"
 #include "registry.h"
 
 #define ENDS_PER_LOCK	32		/* keeps the lock's hold time short */
@@ -95,7 +96,9 @@ announce_end(SdSubscription *sub)
 	stats_add(&sub->stream->channel->db->stats, SD_STAT_SUBSCRIPTIONS_ENDED, 1);
 	if (sub->end == SD_END_IDLE || sub->end == SD_END_LIFETIME)
 		stats_add(&sub->stream->channel->db->stats, SD_STAT_SUBSCRIPTIONS_EXPIRED, 1);
-	if (consumer)
+	if (consumer && sub->paused)
+		dlist_push_tail(&consumer->paused_ended, &sub->node);
+	else if (consumer)
 	{
 		dlist_push_tail(&consumer->ended, &sub->node);
 		pg_atomic_fetch_add_u32(&consumer->nended, 1);
@@ -140,7 +143,8 @@ subscription_destroy(SdSubscription *sub)
 	else if (sub->consumer)
 	{
 		dlist_delete(&sub->node);
-		pg_atomic_fetch_sub_u32(&sub->consumer->nended, 1);
+		if (!sub->paused)
+			pg_atomic_fetch_sub_u32(&sub->consumer->nended, 1);
 	}
 	if (sub->connection)
 	{
@@ -181,6 +185,19 @@ subscription_finish_ends(SdStream *stream)
 	registry_unlock();
 }
 
+/* One live subscription of the link, or NULL.  The stream's lock held. */
+static SdSubscription *
+any_of_link(SdLink *link)
+{
+	if (!dlist_is_empty(&link->behind))
+		return dlist_head_element(SdSubscription, node, &link->behind);
+	if (!dlist_is_empty(&link->current))
+		return dlist_head_element(SdSubscription, node, &link->current);
+	if (!dlist_is_empty(&link->paused))
+		return dlist_head_element(SdSubscription, node, &link->paused);
+	return NULL;
+}
+
 /* One live subscription of the stream, or NULL.  Registry held exclusive. */
 static SdSubscription *
 any_of_stream(SdStream *stream)
@@ -191,12 +208,7 @@ any_of_stream(SdStream *stream)
 	LWLockAcquire(&stream->lock, LW_SHARED);
 	dlist_foreach(iter, &stream->links)
 	{
-		SdLink	   *link = dlist_container(SdLink, stream_node, iter.cur);
-
-		if (!dlist_is_empty(&link->behind))
-			sub = dlist_head_element(SdSubscription, node, &link->behind);
-		else if (!dlist_is_empty(&link->current))
-			sub = dlist_head_element(SdSubscription, node, &link->current);
+		sub = any_of_link(dlist_container(SdLink, stream_node, iter.cur));
 		if (sub)
 			break;
 	}
@@ -341,21 +353,20 @@ subscription_disconnect(Oid owner, const char *connection_id, const char *consum
 static SdSubscription *
 any_of_consumer(SdConsumer *consumer)
 {
+	SdSubscription *sub;
+	SdLink	   *link;
+
 	if (!dlist_is_empty(&consumer->ended))
 		return dlist_head_element(SdSubscription, node, &consumer->ended);
-	if (!dlist_is_empty(&consumer->links))
-	{
-		SdLink	   *link = dlist_head_element(SdLink, consumer_node, &consumer->links);
-		SdSubscription *sub;
-
-		LWLockAcquire(&link->stream->lock, LW_SHARED);
-		sub = dlist_is_empty(&link->behind) ?
-			dlist_head_element(SdSubscription, node, &link->current) :
-			dlist_head_element(SdSubscription, node, &link->behind);
-		LWLockRelease(&link->stream->lock);
-		return sub;
-	}
-	return NULL;
+	if (!dlist_is_empty(&consumer->paused_ended))
+		return dlist_head_element(SdSubscription, node, &consumer->paused_ended);
+	if (dlist_is_empty(&consumer->links))
+		return NULL;
+	link = dlist_head_element(SdLink, consumer_node, &consumer->links);
+	LWLockAcquire(&link->stream->lock, LW_SHARED);
+	sub = any_of_link(link);
+	LWLockRelease(&link->stream->lock);
+	return sub;
 }
 
 /*
@@ -388,6 +399,7 @@ empty_some(Oid owner, const char *name, bool drop, bool *more)
 			registry_drop_consumer(consumer);
 	}
 	registry_unlock();
+	ack_free();
 	return live;
 }
 
@@ -418,8 +430,12 @@ consumer_open(Oid owner, const char *name)
 	registry_lock_exclusive();
 	consumer = registry_get_consumer(owner, name, &is_new);
 	if (consumer)
+	{
+		ack_drop(consumer);
 		pg_atomic_write_u64(&consumer->last_polled, GetCurrentTimestamp());
+	}
 	registry_unlock();
+	ack_free();
 	if (consumer == NULL)
 		sd_out_of_shared_memory();
 	return n;
@@ -449,7 +465,7 @@ is_over(SdSubscription *sub, TimestampTz now, SdEnd *end)
 		polled = Max(polled, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
 	*end = SD_END_NONE;
 	/* Its last message was read, but the reader failed before it forgot it. */
-	if (sub->structurally_ended && sub->end_told)
+	if (sub->structurally_ended && sub->end_told && !sub->end_held)
 		return true;
 	if (sub->structurally_ended)
 		return now > sub->ended_at + (idle > 0 ? idle : 600 * SD_SECOND);

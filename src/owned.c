@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "utils/timestamp.h"
 
+#include "ack.h"
 #include "registry.h"
 
 /* ---- what is found by (database, owner, name) ---- */
@@ -75,6 +76,7 @@ registry_get_consumer(Oid owner, const char *name, bool *is_new)
 	dlist_init(&consumer->ready);
 	dlist_init(&consumer->links);
 	dlist_init(&consumer->ended);
+	dlist_init(&consumer->paused_ended);
 	pg_atomic_init_u32(&consumer->nended, 0);
 	pg_atomic_init_u64(&consumer->version, 1);
 	pg_atomic_init_u64(&consumer->last_polled, GetCurrentTimestamp());
@@ -85,13 +87,21 @@ registry_get_consumer(Oid owner, const char *name, bool *is_new)
 	return consumer;
 }
 
+static bool
+consumer_is_empty(SdConsumer *consumer)
+{
+	return dlist_is_empty(&consumer->links) && dlist_is_empty(&consumer->ended) &&
+		dlist_is_empty(&consumer->paused_ended);
+}
+
 /* Caller knows that it has no subscriptions. */
 void
 registry_drop_consumer(SdConsumer *consumer)
 {
-	if (!dlist_is_empty(&consumer->links) || !dlist_is_empty(&consumer->ended))
+	if (!consumer_is_empty(consumer))
 		return;
 	sd_hash_remove(&sd_shared->consumers, &consumer->hnode);
+	ack_drop(consumer);
 	sd_wake(consumer);
 	sd_free(consumer);
 }
@@ -129,6 +139,7 @@ registry_get_connection(Oid owner, const char *name)
 	connection->dboid = MyDatabaseId;
 	connection->owner = owner;
 	dlist_init(&connection->subscriptions);
+	dlist_init(&connection->pause_exceptions);
 	connection->namelen = strlen(name);
 	strcpy(connection->name, name);
 	sd_hash_insert(&sd_shared->connections, &connection->hnode, owned_hash(&key));
@@ -141,6 +152,7 @@ registry_drop_connection(SdConnection *connection)
 	if (connection->nlive > 0 || !dlist_is_empty(&connection->subscriptions))
 		return;
 	sd_hash_remove(&sd_shared->connections, &connection->hnode);
+	pause_forget(connection);
 	sd_free(connection);
 }
 
@@ -252,7 +264,7 @@ consumer_is_idle(SdConsumer *consumer, TimestampTz now)
 {
 	TimestampTz idle = (TimestampTz) subdispatch_subscription_idle_timeout * SD_SECOND;
 
-	return idle > 0 && dlist_is_empty(&consumer->links) && dlist_is_empty(&consumer->ended) &&
+	return idle > 0 && consumer_is_empty(consumer) &&
 		now > (TimestampTz) pg_atomic_read_u64(&consumer->last_polled) + idle;
 }
 
@@ -301,6 +313,7 @@ drop_consumers(Oid dboid, TimestampTz now, bool all)
 				registry_drop_consumer(consumer);
 		}
 		LWLockRelease(&sd_shared->registry_lock);
+		ack_free();
 	}
 }
 

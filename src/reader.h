@@ -27,6 +27,7 @@ typedef struct ReadRow
 	uint32		operation_json_len;
 	uint32		nids;			/* poll_shared: so many ids follow one another at id */
 	bool		shared;			/* poll_shared: a row that more ids may join */
+	bool		omit_null_errors;	/* the setting, when it was read */
 } ReadRow;
 
 #define READ_ROWS		256		/* rows per batch */
@@ -34,15 +35,19 @@ typedef struct ReadRow
 
 typedef struct ReadBatch
 {
-	int			nrows;
+	uint32		nrows;
+	uint32		max_rows;
 	uint32		used;			/* of buf; offset 0 is never a string */
-	ReadRow		rows[READ_ROWS];
-	char		buf[READ_BYTES];
+	uint32		max_bytes;		/* of buf */
+	uint64		number;			/* of what it is part of; 0: read at most once */
+	ReadRow    *rows;
+	char	   *buf;
 } ReadBatch;
 
 extern void reader_init(void);	/* transaction callbacks */
 extern ReadBatch *reader_batch(void);	/* this process's, empty */
-extern void reader_release(void);
+extern void reader_clear(void); /* empties it, for the next part of a call's rows */
+extern void reader_release(void);	/* gives everything back that a call holds */
 
 /*
  * Reads one subscription: up to max rows.  With a timeout it waits until there
@@ -57,12 +62,32 @@ extern SdStream *reader_pin(Oid owner, const char *id);
 /* Waits until it has something to read (or the deadline), reading nothing. */
 extern bool reader_await(Oid owner, const char *id, TimestampTz deadline);
 
+/* Removes those whose last message is in the batch.  Holds no lock. */
+extern void reader_forget_ended(Oid owner, const ReadBatch *batch);
+
+/* ---- a consumer (consumer_read.c) ---- */
+
+/* A call of poll() or poll_shared(). */
+typedef struct ReadPoll
+{
+	Oid			owner;
+	const char *consumer;
+	bool		shared;			/* poll_shared() */
+	bool		acking;			/* ack is not NULL */
+	int64		ack;
+	int			max;			/* rows that may still be read */
+	Size		room;			/* bytes of payload that may still be read */
+	bool		first;			/* nothing was read yet: one of any size may be */
+} ReadPoll;
+
 /*
- * Reads a consumer's subscriptions in turn: fills the batch with up to max
- * rows and *room bytes of payload (which it lowers).  Does not wait.
+ * Fills the batch, in turns of the consumer's subscriptions, lowers max and
+ * room; does not wait.  False: the batch that is outstanding has to be repeated
+ * instead, by reader_repeat(), and nothing else is to be read.
  */
-extern void reader_poll(Oid owner, const char *consumer, int max, Size *room, bool first,
-						bool shared);
+extern bool reader_poll(ReadPoll *poll);
+/* Its parts, one after the other; false after the last one. */
+extern bool reader_repeat(const ReadPoll *poll, ReadBatch *part);
 /* Waits until the consumer may have something to read. */
 extern bool reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline);
 

@@ -46,6 +46,13 @@ extern SdConnection *registry_get_connection(Oid owner, const char *name);
 extern SdConnection *registry_find_connection(Oid owner, const char *name);
 extern void registry_drop_connection(SdConnection *connection);
 
+/* ---- pause.c ---- */
+
+/* Is a subscription of the connection and the consumer paused?  Either may be NULL. */
+extern bool pause_applies(SdConnection *connection, const SdConsumer *consumer);
+/* Frees what is said of the connection beyond itself. */
+extern void pause_forget(SdConnection *connection);
+
 /*
  * The quotas of a new identity, with a reference to each: the user's (NULL
  * without a user_key) and the role's.  False without memory.

@@ -36,6 +36,8 @@ PG_FUNCTION_INFO_V1(subdispatch_subscribe);
 PG_FUNCTION_INFO_V1(subdispatch_unsubscribe);
 PG_FUNCTION_INFO_V1(subdispatch_complete);
 PG_FUNCTION_INFO_V1(subdispatch_disconnect);
+PG_FUNCTION_INFO_V1(subdispatch_pause);
+PG_FUNCTION_INFO_V1(subdispatch_resume);
 PG_FUNCTION_INFO_V1(subdispatch_open_consumer);
 PG_FUNCTION_INFO_V1(subdispatch_close_consumer);
 PG_FUNCTION_INFO_V1(subdispatch_wait_dispatched);
@@ -412,6 +414,28 @@ subdispatch_disconnect(PG_FUNCTION_ARGS)
 											arg_key(fcinfo, 0, "connection_id"),
 											PG_ARGISNULL(1) ? NULL :
 											arg_key(fcinfo, 1, "consumer")));
+}
+
+/* Those of a slow client; consumer as for disconnect(). */
+static int64
+pause_or_resume(FunctionCallInfo fcinfo, bool pause)
+{
+	sd_require_preload();
+	refuse_in_policy();
+	return connection_pause(GetUserId(), arg_key(fcinfo, 0, "connection_id"),
+							PG_ARGISNULL(1) ? NULL : arg_key(fcinfo, 1, "consumer"), pause);
+}
+
+Datum
+subdispatch_pause(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(pause_or_resume(fcinfo, true));
+}
+
+Datum
+subdispatch_resume(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(pause_or_resume(fcinfo, false));
 }
 
 Datum

@@ -1,27 +1,24 @@
 /*-------------------------------------------------------------------------
  *
  * sqlread.c
- *	  SQL's doors for reading: next_response(), poll(), await_responses(), ...
+ *	  SQL's doors for reading: next_response(), poll(), ...
  *
  * Messages are composed here, after the locks of reading were released, from
  * the payload that all subscriptions of a stream share and what is the
  * subscription's own: the operation id, and the losses it has to be told of.
+ * No locks are taken in this file.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "tcop/pquery.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "reader.h"
@@ -33,8 +30,6 @@ PG_FUNCTION_INFO_V1(subdispatch_next_response);
 PG_FUNCTION_INFO_V1(subdispatch_next_responses);
 PG_FUNCTION_INFO_V1(subdispatch_poll);
 PG_FUNCTION_INFO_V1(subdispatch_poll_shared);
-PG_FUNCTION_INFO_V1(subdispatch_await_response);
-PG_FUNCTION_INFO_V1(subdispatch_await_responses);
 
 /* ---- messages ---- */
 
@@ -73,11 +68,13 @@ message_type(const SdTaken *taken)
 
 /*
  * The message's payload; NULL if its type has none.  Points into the body, or
- * to palloc'd memory where something had to be put together.
+ * to palloc'd memory where something had to be put together.  Depends on
+ * nothing but the row: a batch that is repeated has the same bytes.
  */
 static const char *
-make_payload(const SdTaken *taken, size_t *len)
+make_payload(const ReadRow *row, size_t *len)
 {
+	const SdTaken *taken = &row->taken;
 	RespBuf		buf = {.grow = grow_palloc};
 
 	if (taken->end == SD_END_COMPLETE)
@@ -86,7 +83,7 @@ make_payload(const SdTaken *taken, size_t *len)
 		composed(response_payload_end(&buf, stream_end_message(taken->end),
 									  unpack_sql_state(stream_end_sqlstate(taken->end))));
 	else if (taken->body == NULL)
-		composed(response_payload_loss(&buf, loss_count(taken), subdispatch_omit_null_errors));
+		composed(response_payload_loss(&buf, loss_count(taken), row->omit_null_errors));
 	else if (has_loss(taken) && taken->body->has_event_id)
 		composed(response_payload_merge_dropped(&buf, taken->body->data, taken->body->len,
 												loss_count(taken)));
@@ -108,7 +105,7 @@ make_message(const ReadBatch *batch, const ReadRow *row)
 {
 	const char *type = message_type(&row->taken);
 	size_t		payload_len = 0;
-	const char *payload = make_payload(&row->taken, &payload_len);
+	const char *payload = make_payload(row, &payload_len);
 	size_t		size = response_message_size(type, row->operation_json_len, payload, payload_len);
 	text	   *result = palloc(VARHDRSZ + size);
 	RespBuf		buf = {.data = VARDATA(result), .cap = size, .grow = grow_palloc};
@@ -120,16 +117,6 @@ make_message(const ReadBatch *batch, const ReadRow *row)
 	if (payload && (row->taken.body == NULL || payload != row->taken.body->data))
 		pfree(unconstify(char *, payload));
 	return result;
-}
-
-/* Its last message is in the batch: nothing of the subscription is left. */
-static void
-forget_ended(const ReadBatch *batch)
-{
-	for (int i = 0; i < batch->nrows; i++)
-		if (batch->rows[i].taken.end != SD_END_NONE)
-			subscription_forget(GetUserId(), batch->buf + batch->rows[i].id,
-								batch->rows[i].serial);
 }
 
 static void
@@ -162,7 +149,7 @@ subdispatch_next_response(PG_FUNCTION_ARGS)
 	if (batch->nrows == 0)
 		PG_RETURN_NULL();
 	message = make_message(batch, &batch->rows[0]);
-	forget_ended(batch);
+	reader_forget_ended(GetUserId(), batch);
 	count_delivered(1);
 	reader_release();
 	PG_RETURN_TEXT_P(message);
@@ -215,7 +202,7 @@ subdispatch_next_responses(PG_FUNCTION_ARGS)
 			pfree(DatumGetPointer(value));
 			ended |= batch->rows[i].taken.end != SD_END_NONE;
 		}
-		forget_ended(batch);
+		reader_forget_ended(GetUserId(), batch);
 		count_delivered(n);
 		reader_release();
 		max -= n;
@@ -226,26 +213,23 @@ subdispatch_next_responses(PG_FUNCTION_ARGS)
 
 /* ---- a consumer ---- */
 
-typedef struct PollArgs
-{
-	char	   *consumer;
-	int			max;
-	TimestampTz deadline;
-	Size		room;
-} PollArgs;
-
 typedef void (*PutRow) (ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row);
 
 static void
-get_poll_args(FunctionCallInfo fcinfo, PollArgs *args)
+get_poll_args(FunctionCallInfo fcinfo, bool shared, ReadPoll *poll, TimestampTz *deadline)
 {
-	sd_require_preload();
-	refuse_in_policy();
-	args->consumer = arg_key(fcinfo, 0, "consumer");
-	args->max = arg_max(fcinfo, 1, "max_responses");
-	args->deadline = arg_deadline(fcinfo, 2);
-	args->room = arg_max(fcinfo, 3, "max_bytes");
-	if (args->deadline != 0)
+	memset(poll, 0, sizeof(ReadPoll));
+	poll->owner = GetUserId();
+	poll->shared = shared;
+	poll->first = true;
+	poll->consumer = arg_key(fcinfo, 0, "consumer");
+	poll->max = arg_max(fcinfo, 1, "max_responses");
+	*deadline = arg_deadline(fcinfo, 2);
+	poll->room = arg_max(fcinfo, 3, "max_bytes");
+	poll->acking = !PG_ARGISNULL(4);
+	if (poll->acking)
+		poll->ack = PG_GETARG_INT64(4);
+	if (*deadline != 0)
 		refuse_in_resolver("a read that waits");
 }
 
@@ -258,8 +242,8 @@ text_at(const ReadBatch *batch, uint32 offset)
 static void
 put_poll_row(ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row)
 {
-	Datum		values[6];
-	bool		nulls[6] = {false};
+	Datum		values[7];
+	bool		nulls[7] = {false};
 
 	values[0] = text_at(batch, row->id);
 	nulls[1] = row->connection == 0;
@@ -270,6 +254,8 @@ put_poll_row(ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row)
 	nulls[4] = row->taken.loss.unknown;
 	values[4] = Int64GetDatum((int64) row->taken.loss.count);
 	values[5] = PointerGetDatum(make_message(batch, row));
+	nulls[6] = batch->number == 0;
+	values[6] = Int64GetDatum((int64) batch->number);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
@@ -291,10 +277,10 @@ id_array(const ReadBatch *batch, const ReadRow *row)
 static void
 put_shared_row(ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row)
 {
-	Datum		values[4];
-	bool		nulls[4] = {false};
+	Datum		values[5];
+	bool		nulls[5] = {false};
 	size_t		len = 0;
-	const char *payload = make_payload(&row->taken, &len);
+	const char *payload = make_payload(row, &len);
 
 	values[0] = id_array(batch, row);
 	values[1] = CStringGetTextDatum(message_type(&row->taken));
@@ -302,31 +288,60 @@ put_shared_row(ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row
 	values[2] = Int64GetDatum((int64) row->taken.event_id);
 	nulls[3] = payload == NULL;
 	values[3] = payload ? PointerGetDatum(cstring_to_text_with_len(payload, len)) : (Datum) 0;
+	nulls[4] = batch->number == 0;
+	values[4] = Int64GetDatum((int64) batch->number);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
-/* Turns the batch into rows; counts the deliveries in it. */
+/* Turns the batch into rows. */
 static void
 put_batch(ReturnSetInfo *rsinfo, const ReadBatch *batch, PutRow put)
 {
 	static MemoryContext row_context = NULL;
-	int64		delivered = 0;
 	MemoryContext old;
 
 	if (row_context == NULL)
 		row_context = AllocSetContextCreate(TopMemoryContext, "subdispatch row",
 											ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(row_context);
-	for (int i = 0; i < batch->nrows; i++)
+	for (uint32 i = 0; i < batch->nrows; i++)
 	{
 		old = MemoryContextSwitchTo(row_context);
 		put(rsinfo, batch, &batch->rows[i]);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row_context);
-		delivered += batch->rows[i].nids;
 	}
-	forget_ended(batch);
+}
+
+/* The batch that is outstanding, as it was given before. */
+static void
+put_repeated(ReturnSetInfo *rsinfo, const ReadPoll *poll, PutRow put)
+{
+	ReadBatch	part;
+
+	while (reader_repeat(poll, &part))
+	{
+		put_batch(rsinfo, &part, put);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
+ * Rows that are read now: counted, as they are in their subscriptions, whether
+ * or not the reader gets them.  If it acknowledges, what ends in them stays
+ * until it has.
+ */
+static void
+put_new(ReturnSetInfo *rsinfo, const ReadPoll *poll, const ReadBatch *batch, PutRow put)
+{
+	int64		delivered = 0;
+
+	for (uint32 i = 0; i < batch->nrows; i++)
+		delivered += batch->rows[i].nids;
 	count_delivered(delivered);
+	put_batch(rsinfo, batch, put);
+	if (!poll->acking)
+		reader_forget_ended(poll->owner, batch);
 }
 
 /*
@@ -334,139 +349,45 @@ put_batch(ReturnSetInfo *rsinfo, const ReadBatch *batch, PutRow put)
  * if there is none.
  */
 static void
-poll_rows(FunctionCallInfo fcinfo, PollArgs *args, PutRow put, bool shared)
+poll_rows(FunctionCallInfo fcinfo, bool shared, PutRow put)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	ReadBatch  *batch;
-	bool		first = true;
+	const ReadBatch *batch;
+	ReadPoll	poll;
+	TimestampTz deadline;
 
+	sd_require_preload();
+	refuse_in_policy();
+	get_poll_args(fcinfo, shared, &poll, &deadline);
 	InitMaterializedSRF(fcinfo, 0);
 	batch = reader_batch();
-	while (args->max > 0)
+	do
 	{
-		int			n;
-
-		reader_poll(GetUserId(), args->consumer, Min(args->max, READ_ROWS), &args->room, first,
-					shared);
-		n = batch->nrows;
-		if (n == 0)
-		{
-			if (!first || args->deadline == 0)
-				break;
-			if (!reader_await_consumer(GetUserId(), args->consumer, args->deadline))
-				break;
-			CHECK_FOR_INTERRUPTS();
-			continue;
-		}
-		put_batch(rsinfo, batch, put);
-		reader_release();
-		args->max -= n;
-		first = false;
-		if (args->room == 0)
-			break;
 		CHECK_FOR_INTERRUPTS();
-	}
+		if (!reader_poll(&poll))
+		{
+			put_repeated(rsinfo, &poll, put);
+			break;
+		}
+		if (batch->nrows > 0)
+			put_new(rsinfo, &poll, batch, put);
+		else if (!poll.first || deadline == 0 ||
+				 !reader_await_consumer(poll.owner, poll.consumer, deadline))
+			break;
+	} while (poll.max > 0 && poll.room > 0);
+	reader_release();
 }
 
 Datum
 subdispatch_poll(PG_FUNCTION_ARGS)
 {
-	PollArgs	args;
-
-	get_poll_args(fcinfo, &args);
-	poll_rows(fcinfo, &args, put_poll_row, false);
+	poll_rows(fcinfo, false, put_poll_row);
 	PG_RETURN_NULL();
 }
 
 Datum
 subdispatch_poll_shared(PG_FUNCTION_ARGS)
 {
-	PollArgs	args;
-
-	get_poll_args(fcinfo, &args);
-	poll_rows(fcinfo, &args, put_shared_row, true);
+	poll_rows(fcinfo, true, put_shared_row);
 	PG_RETURN_NULL();
-}
-
-/* ---- waiting without a snapshot ---- */
-
-static void
-cannot_give_up_snapshot(const char *why)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-			 errmsg("cannot wait here without holding back vacuum"),
-			 errdetail("%s", why),
-			 errhint("CALL it at the top level, outside a transaction block or in one at READ COMMITTED that has written nothing.")));
-}
-
-/*
- * Lets go of the statement's snapshot, so that the wait holds no xmin back.
- *
- * The only snapshot that may go is the one that the portal of the CALL pushed
- * (PostgreSQL 12 and later: Portal->portalSnapshot; EnsurePortalSnapshotExists
- * makes a new one for what follows).  If any other is active or registered, a
- * query above us needs it, and taking it away would crash the server.
- */
-static void
-give_up_snapshot(FunctionCallInfo fcinfo)
-{
-	if (!(fcinfo->context && IsA(fcinfo->context, CallContext)))
-		cannot_give_up_snapshot("It was not called by CALL.");
-	if (IsolationUsesXactSnapshot())
-		cannot_give_up_snapshot("The transaction's isolation level keeps one snapshot throughout.");
-	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
-		cannot_give_up_snapshot("The transaction has written something.");
-	if (ActiveSnapshotSet())
-	{
-		Snapshot	snapshot;
-
-		if (ActivePortal == NULL || ActivePortal->portalSnapshot == NULL ||
-			ActivePortal->portalSnapshot != GetActiveSnapshot())
-			cannot_give_up_snapshot("It was called from a function or another statement.");
-		snapshot = RegisterSnapshot(GetActiveSnapshot());
-		PopActiveSnapshot();
-		ActivePortal->portalSnapshot = NULL;
-		if (ActiveSnapshotSet())
-		{
-			PushActiveSnapshotWithLevel(snapshot, ActivePortal->createLevel);
-			ActivePortal->portalSnapshot = GetActiveSnapshot();
-			UnregisterSnapshot(snapshot);
-			cannot_give_up_snapshot("It was called from a function or another statement.");
-		}
-		UnregisterSnapshot(snapshot);
-	}
-	InvalidateCatalogSnapshot();
-	if (HaveRegisteredOrActiveSnapshot())
-		cannot_give_up_snapshot("A cursor is open.");
-}
-
-Datum
-subdispatch_await_response(PG_FUNCTION_ARGS)
-{
-	char	   *id;
-	TimestampTz deadline;
-
-	sd_require_preload();
-	refuse_in_resolver("subdispatch.await_response()");
-	id = arg_key(fcinfo, 0, "id");
-	deadline = arg_deadline(fcinfo, 1);
-	give_up_snapshot(fcinfo);
-	(void) reader_await(GetUserId(), id, deadline);
-	PG_RETURN_VOID();
-}
-
-Datum
-subdispatch_await_responses(PG_FUNCTION_ARGS)
-{
-	char	   *consumer;
-	TimestampTz deadline;
-
-	sd_require_preload();
-	refuse_in_resolver("subdispatch.await_responses()");
-	consumer = arg_key(fcinfo, 0, "consumer");
-	deadline = arg_deadline(fcinfo, 1);
-	give_up_snapshot(fcinfo);
-	(void) reader_await_consumer(GetUserId(), consumer, deadline);
-	PG_RETURN_VOID();
 }

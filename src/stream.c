@@ -285,14 +285,12 @@ overflow_strict(SdStream *stream, Size len)
 
 /* ---- writing ---- */
 
-/* Something can be read that could not: the stream's lock held. */
-static void
-wake_link(SdLink *link)
+void
+stream_link_ready(SdLink *link)
 {
 	SdConsumer *consumer = link->consumer;
 	bool		was_ready;
 
-	dlist_append_all(&link->behind, &link->current);
 	if (consumer == NULL)
 		return;
 	SpinLockAcquire(&consumer->mutex);
@@ -307,6 +305,15 @@ wake_link(SdLink *link)
 		pg_atomic_write_u64(&consumer->pending_since, GetCurrentTimestamp());
 	pg_atomic_fetch_add_u64(&consumer->version, 1);
 	sd_wake(consumer);
+}
+
+/* Something can be read that could not, but where all are paused. */
+static void
+wake_link(SdLink *link)
+{
+	dlist_append_all(&link->behind, &link->current);
+	if (!dlist_is_empty(&link->behind))
+		stream_link_ready(link);
 }
 
 static void

@@ -36,6 +36,7 @@
 struct SdConsumer;
 struct SdConnection;
 struct SdLink;
+struct SdOutstanding;
 
 /* A payload, shared by all entries that carry it. */
 typedef struct SdBody
@@ -172,6 +173,7 @@ typedef struct SdLink
 	/* stream's lock: who may have something to read, and who surely has not */
 	dlist_head	behind;
 	dlist_head	current;
+	dlist_head	paused;			/* not to be polled; see pause.c */
 } SdLink;
 
 /* What a stream with a rate limit has besides. */
@@ -273,7 +275,9 @@ typedef struct SdSubscription
 	uint8		end;			/* SdEnd */
 	bool		structurally_ended; /* no longer in link, counts for no limit */
 	bool		end_told;
+	bool		end_held;		/* in a batch that is not acknowledged yet */
 	bool		attached;		/* reads the ring */
+	bool		paused;			/* registry_lock, too; either to read it */
 
 	/* registry_lock */
 	SdLink	   *link;			/* NULL once it has ended */
@@ -282,8 +286,8 @@ typedef struct SdSubscription
 	dlist_node	connection_node;
 
 	/*
-	 * link->behind or link->current under the stream's lock; after the end
-	 * consumer->ended under registry_lock exclusive.
+	 * A list of link's under the stream's lock; after the end one of the
+	 * consumer's under registry_lock exclusive.
 	 */
 	dlist_node	node;
 
@@ -347,13 +351,18 @@ typedef struct SdConsumer
 	Oid			dboid;			/* immutable */
 	Oid			owner;			/* immutable */
 	LWLock		reading;		/* whoever reads it or looks whether it can */
+	/* reading lock, or registry_lock exclusive; see ack.c */
+	struct SdOutstanding *outstanding;
+	uint64		last_batch;		/* the last number given */
+	uint64		acknowledged;	/* the last one acknowledged; 0: none */
 	slock_t		mutex;
 	/* mutex */
 	dlist_head	ready;			/* SdLinks that may have something to read */
 	/* registry_lock; "ended" exclusive to change */
 	dlist_head	links;
 	dlist_head	ended;			/* SdSubscriptions with a last message to read */
-	pg_atomic_uint32 nended;
+	dlist_head	paused_ended;	/* those of paused connections */
+	pg_atomic_uint32 nended;	/* of the former */
 	uint32		nsubscriptions; /* live ones */
 	/* atomic */
 	pg_atomic_uint64 version;	/* rises when something becomes readable */
@@ -370,6 +379,8 @@ typedef struct SdConnection
 	Oid			owner;
 	dlist_head	subscriptions;	/* live and ended ones */
 	int			nlive;
+	bool		paused;			/* as a whole; see pause.c */
+	dlist_head	pause_exceptions;
 	uint32		namelen;
 	char		name[FLEXIBLE_ARRAY_MEMBER];
 } SdConnection;
@@ -474,6 +485,9 @@ extern void stream_advance(SdStream *stream, SdSubscription *sub);
 extern uint64 stream_pending(SdStream *stream, SdSubscription *sub);
 extern uint64 stream_dropped(SdStream *stream, SdSubscription *sub);
 extern uint64 stream_rate_limited(SdStream *stream, SdSubscription *sub);
+
+/* The link's consumer has something to read.  Caller holds the stream's lock. */
+extern void stream_link_ready(SdLink *link);
 
 /* Wakes whoever waits for the thing, if anybody does. */
 extern void sd_wake(const void *thing);

@@ -32,12 +32,14 @@
  *	  stream.c        response streams: entries, who is woken
  *	  gaps.c          telling streams that something is missing
  *	  cursor.c        a reader's place in a stream, overflow, losses
- *	  reader.c        reading and waiting (sqlread.c: the SQL functions)
+ *	  reader.c        reading and waiting (consumer_read.c: a consumer's turns,
+ *	                  ack.c: what it has not acknowledged; sqlread.c, sqlawait.c:
+ *	                  the SQL functions)
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
  *	  ending.c        how subscriptions end
  *	  registry.c      the channels, streams, identities they are made of
  *	                  (streamvec.c: arrays of streams)
- *	  owned.c         consumers, connections, quotas
+ *	  owned.c         consumers, connections, quotas (pause.c: slow clients)
  *
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),
  * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...), stats.c,

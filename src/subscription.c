@@ -230,6 +230,7 @@ get_link(SdStream *stream, SdConsumer *consumer)
 	link->consumer = consumer;
 	dlist_init(&link->behind);
 	dlist_init(&link->current);
+	dlist_init(&link->paused);
 	if (consumer)
 	{
 		dlist_push_tail(&stream->links, &link->stream_node);
@@ -259,7 +260,7 @@ get_strict(SdStream *stream)
 
 /* Puts a new subscription into its stream.  False when there is no memory. */
 static bool
-enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer)
+enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool paused)
 {
 	SdLink	   *link = NULL;
 
@@ -271,7 +272,8 @@ enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer)
 		link->nsubscriptions++;
 		sub->link = link;
 		stream_attach(stream, sub);
-		dlist_push_tail(&link->current, &sub->node);
+		sub->paused = paused;
+		dlist_push_tail(paused ? &link->paused : &link->current, &sub->node);
 		pg_atomic_write_u64(&sub->seen_version, pg_atomic_read_u64(&stream->version));
 	}
 	LWLockRelease(&stream->lock);
@@ -361,7 +363,8 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 		return TOO_MANY;
 	result = get_parts(what, db, &parts);
 	sub->stream = parts.stream; /* the dispatcher may look at it from here on */
-	if (result == CREATED && !enter_stream(parts.stream, sub, parts.consumer))
+	if (result == CREATED && !enter_stream(parts.stream, sub, parts.consumer,
+										  pause_applies(parts.connection, parts.consumer)))
 		result = NO_MEMORY;
 	if (result != CREATED)
 	{

@@ -50,6 +50,9 @@ extern bool subscription_pending(void); /* did this transaction subscribe? */
 extern bool subscription_remove(Oid owner, const char *id);
 extern bool subscription_complete(Oid owner, const char *id);
 extern int64 subscription_disconnect(Oid owner, const char *connection_id, const char *consumer);
+/* pause.c: returns how many live ones are concerned. */
+extern int64 connection_pause(Oid owner, const char *connection_id, const char *consumer,
+							  bool paused);
 extern int64 consumer_open(Oid owner, const char *name);
 extern int64 consumer_close(Oid owner, const char *name);
 

@@ -6,7 +6,8 @@
  * Each shows the current database's rows, those that the current role owns;
  * members of pg_monitor see all of them.
  *
- * Locks: see walk.c; streams' locks in shared mode inside of these.
+ * Locks: see walk.c; streams' and consumers' reading locks in shared mode
+ * inside of these.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,6 +19,7 @@
 #include "storage/proc.h"
 #include "utils/hsearch.h"
 
+#include "ack.h"
 #include "subscription.h"
 #include "views.h"
 #include "walk.h"
@@ -56,6 +58,7 @@ typedef struct SubscriptionRow
 	SdCopied	consumer;
 	SdCopied	response_key;
 	SdEnd		end;
+	bool		paused;
 	uint64		pending;
 	uint64		delivered;
 	uint64		dropped;
@@ -96,6 +99,7 @@ collect_progress(SubscriptionRow *row, SdSubscription *sub)
 
 	LWLockAcquire(&stream->lock, LW_SHARED);
 	row->end = sub->end;
+	row->paused = sub->paused;
 	row->ended_at = sub->end == SD_END_NONE ? 0 : sub->ended_at;
 	row->pending = stream_pending(stream, sub);
 	row->dropped = stream_dropped(stream, sub);
@@ -156,12 +160,12 @@ collect_subscription(SdWalk *walk, SdHashNode *node)
 }
 
 static const char *
-state_name(SdEnd end)
+state_name(SdEnd end, bool paused)
 {
 	switch (end)
 	{
 		case SD_END_NONE:
-			return "active";
+			return paused ? "paused" : "active";
 		case SD_END_COMPLETE:
 			return "complete";
 		default:
@@ -197,7 +201,7 @@ emit_subscription(SdWalk *walk, void *r)
 	row_put_string(&row, walk_copied(walk, s->operation_id));
 	row_put_string(&row, walk_copied(walk, s->connection_id));
 	row_put_string(&row, walk_copied(walk, s->consumer));
-	row_put_string(&row, state_name(s->end));
+	row_put_string(&row, state_name(s->end, s->paused));
 	row_put_int8(&row, s->pending);
 	row_put_int8(&row, s->delivered);
 	row_put_int8(&row, s->dropped);
@@ -244,6 +248,8 @@ typedef struct ConsumerRow
 	TimestampTz pending_since;
 	TimestampTz last_polled_at;
 	int			waiting_pid;
+	uint64		batch;			/* outstanding; 0: none */
+	uint64		outstanding;	/* responses in it */
 } ConsumerRow;
 
 typedef struct Consumers
@@ -269,6 +275,7 @@ collect_consumer(SdWalk *walk, SdHashNode *node)
 	row->nsubscriptions = consumer->nsubscriptions;
 	row->pending_since = (TimestampTz) pg_atomic_read_u64(&consumer->pending_since);
 	row->last_polled_at = (TimestampTz) pg_atomic_read_u64(&consumer->last_polled);
+	ack_show(consumer, &row->batch, &row->outstanding);
 }
 
 static void
@@ -332,6 +339,8 @@ store_consumer(ReturnSetInfo *rsinfo, ConsumerRow *c)
 	row_put_time(&row, c->pending > 0 ? c->pending_since : 0);
 	row_put_time(&row, c->last_polled_at);
 	row_put(&row, Int32GetDatum(c->waiting_pid), c->waiting_pid == 0);
+	row_put(&row, Int64GetDatum((int64) c->batch), c->batch == 0);
+	row_put_int8(&row, c->outstanding);
 	row_store(rsinfo, &row);
 }
 

@@ -1,0 +1,64 @@
+/*-------------------------------------------------------------------------
+ *
+ * reader_private.h
+ *	  What reader.c (one subscription), consumer_read.c (a consumer's turns) and
+ *	  ack.c (outstanding batches) need of each other.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_READER_PRIVATE_H
+#define SD_READER_PRIVATE_H
+
+#include "storage/condition_variable.h"
+#include "utils/timestamp.h"
+
+#include "reader.h"
+
+/* This process's batch; NULL until reader_batch() has made it. */
+extern ReadBatch *read_batch;
+
+typedef enum Look
+{
+	LOOK_MISSING,
+	LOOK_NOTHING,
+	LOOK_SOMETHING
+} Look;
+
+/* Raises 42704. */
+extern void reader_no_such(const char *what, const char *name) pg_attribute_noreturn();
+/* The wait that this backend shows in the view consumers is over. */
+extern void reader_stop_waiting(void);
+/*
+ * Sleeps at a wait point that was entered before, until it is woken, retry_at
+ * or the deadline; false when that has passed.
+ */
+extern bool reader_sleep(ConditionVariable *cv, TimestampTz deadline, TimestampTz retry_at);
+
+/* ---- filling the batch, under locks; there must be room ---- */
+
+static inline uint32
+batch_put(const char *s, Size len)
+{
+	uint32		at = read_batch->used;
+
+	memcpy(read_batch->buf + at, s, len);
+	read_batch->buf[at + len] = '\0';
+	read_batch->used += len + 1;
+	return at;
+}
+
+/* Will the next row's strings fit? */
+static inline bool
+batch_has_room(const SdSubscription *sub)
+{
+	Size		need = (Size) sub->id_len + 1 + 2 * ((Size) sub->operation_json_len + 1);
+
+	if (sub->connection)
+		need += sub->connection->namelen + 1;
+	return read_batch->nrows < read_batch->max_rows &&
+		read_batch->used + need <= read_batch->max_bytes;
+}
+
+extern ReadRow *batch_add_row(SdSubscription *sub, const SdTaken *taken);
+
+#endif							/* SD_READER_PRIVATE_H */
