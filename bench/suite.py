@@ -89,6 +89,7 @@ def main():
         chart.write(result, options.results)
         results.append(result)
 
+    server.stop()
     print()
     for place, (client, backends, dispatchers) in PLACEMENTS.items():
         print(f"Placement \"{place}\": load generator on {sorted(client)}, server on {sorted(backends)}, dispatchers on {sorted(dispatchers)}")

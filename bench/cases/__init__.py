@@ -1,7 +1,18 @@
 """The benchmarks, in the order in which they are run and shown."""
 
-from . import fanout
+from . import fanout, insert, latency, registry, rights, throughput
 
 ALL = {benchmark.name: benchmark for benchmark in (
     fanout.Shared,
+    fanout.Own,
+    fanout.Filters,
+    rights.RowSecurity,
+    insert.Insert,
+    latency.Latency,
+    latency.EmptyCall,
+    throughput.Single,
+    throughput.Batch,
+    throughput.Many,
+    registry.Memory,
+    registry.Calls,
 )}

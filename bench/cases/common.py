@@ -1,5 +1,8 @@
 """What several benchmarks use: the resolver, and a loop that dispatches one event at a time."""
 
+# The server's settings for a million subscriptions.
+MILLION = {"subdispatch.max_subscriptions": "1100000", "subdispatch.shared_memory_size": "3GB"}
+
 RESOLVER = """
 CREATE OR REPLACE FUNCTION bench_resolver(event jsonb, variables jsonb) RETURNS jsonb
 LANGUAGE plpython3u TRANSFORM FOR TYPE jsonb AS $$
@@ -7,12 +10,12 @@ return {"order": event["data"]["id"], "total": event["data"]["total"]}
 $$
 """
 
-# One event at a time: what is measured is a dispatch, not a queue.
+# One event at a time: what is measured is a dispatch, not a queue. The customer goes through 1..customers in leaps.
 DISPATCH = """
-CREATE OR REPLACE PROCEDURE bench_dispatch(channel text, events int) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE PROCEDURE bench_dispatch(channel text, events int, customers bigint) LANGUAGE plpgsql AS $$
 BEGIN
     FOR i IN 1..events LOOP
-        PERFORM subdispatch.publish(channel, jsonb_build_object('id', i, 'total', '9.99', 'customer', 7));
+        PERFORM subdispatch.publish(channel, jsonb_build_object('id', i, 'total', '9.99', 'customer', 1 + i * 7919 % customers));
         COMMIT;
         IF NOT subdispatch.wait_dispatched('60s') THEN
             RAISE 'not dispatched';
@@ -24,12 +27,17 @@ $$
 """
 
 
-def dispatch_time(server, channel, events, warm=20):
+def dispatch_time(server, channel, events, warm=20, customers=1):
     """Microseconds per event, from taking it to its last response being readable, as the dispatcher measures it."""
-    server.execute("CALL bench_dispatch(%s, %s)", [channel, warm])
+    server.execute("CALL bench_dispatch(%s, %s, %s)", [channel, warm, customers])
     server.execute("SELECT subdispatch.reset_stats()")
-    server.execute("CALL bench_dispatch(%s, %s)", [channel, events])
+    server.execute("CALL bench_dispatch(%s, %s, %s)", [channel, events, customers])
     stats = server.stats()
     if stats["events_dispatched"] != events:
         raise RuntimeError(f"{stats['events_dispatched']} events dispatched, not {events}")
     return float(stats["dispatch_time_us"]) / events, stats
+
+
+OUTBOX = """
+CREATE TABLE IF NOT EXISTS bench_outbox (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload text NOT NULL)
+"""

@@ -13,7 +13,7 @@ FONT = "font-family=\"-apple-system,Segoe UI,Helvetica,Arial,sans-serif\""
 
 
 def text_width(text, size):
-    return len(text) * size * 0.56
+    return len(text) * size * 0.6
 
 
 class Canvas:

@@ -57,4 +57,6 @@ def number(value):
     digits = max(0, 2 - size)
     if size > 2:
         value = round(value, 2 - size)
-    return f"{value:,.{digits}f}"
+    text = f"{value:,.{digits}f}"
+    # 10, not 10.0, where that is all there is to it
+    return text[:-2] if text.endswith(".0") and value == round(value) else text

@@ -41,6 +41,9 @@ SETTINGS = {
     "subdispatch.max_subscriptions_per_role": "0",
     "subdispatch.context_settings": "bench.identity",
     "subdispatch.subscription_idle_timeout": "0",
+    # consumers may fall behind for as long as a benchmark runs
+    "subdispatch.max_pending": "1000000",
+    "subdispatch.max_pending_bytes": "512MB",
 }
 
 
@@ -57,6 +60,7 @@ class Server:
         self.current = None
         self.client = ALL
         self.db = None
+        self.redis = None
 
     # --- the server
 
@@ -107,6 +111,26 @@ class Server:
                 raise BenchError(f"{what}: not within {seconds} s, the last value is {value}")
             time.sleep(0.01)
 
+    def start_redis(self):
+        """The Redis server of pub/sub, on a Unix socket, without persistence."""
+        if self.redis:
+            return
+        path = os.path.join(os.environ["PGHOST"], "redis.sock")
+        self.redis = subprocess.Popen(["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no",
+                                       "--dir", os.environ["PGHOST"], "--client-output-buffer-limit", "pubsub 0 0 0"],
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        os.environ["BENCH_REDIS"] = path
+        deadline = time.monotonic() + 10
+        while not os.path.exists(path):
+            if time.monotonic() > deadline:
+                raise BenchError("redis-server did not start within 10 s")
+            time.sleep(0.01)
+
+    def stop(self):
+        if self.redis:
+            self.redis.terminate()
+            self.redis.wait()
+
     # --- subscriptions
 
     def subscribe(self, count=1, consumer="bench", channel="bench", resolver=None, max_pending=None, identity=None,
@@ -134,6 +158,8 @@ class Server:
             postmaster = int(f.readline())
         with open(f"/proc/{postmaster}/task/{postmaster}/children") as f:
             children = [int(pid) for pid in f.read().split()]
+        if self.redis:
+            children += [int(tid) for tid in os.listdir(f"/proc/{self.redis.pid}/task")]
         for pid in [postmaster, *children]:
             try:
                 os.sched_setaffinity(pid, dispatchers if pid in workers else server)

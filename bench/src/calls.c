@@ -2,42 +2,53 @@
  * calls.c
  *	  The time of one call of a prepared statement, one after the other.
  *
- *	  calls length|next_response COUNT
+ *	  calls STATEMENT COUNT [PARAMETER]
  *
- * next_response reads the subscription "bench1", which has nothing queued.
+ * PARAMETER is the statement's $1; a # in it becomes the number of the call,
+ * from 1 on.  A tenth of COUNT is done before, to warm up.
  */
 #include "bench.h"
+
+static void
+fill(char *to, size_t size, const char *parameter, long n)
+{
+	const char *number = strchr(parameter, '#');
+
+	if (number == NULL)
+		snprintf(to, size, "%s", parameter);
+	else
+		snprintf(to, size, "%.*s%ld%s", (int) (number - parameter), parameter, n, number + 1);
+}
 
 int
 main(int argc, char **argv)
 {
-	const char *params[1];
-	const char *sql;
+	char		parameter[DATA_SIZE];
+	const char *params[1] = {parameter};
 	int64_t    *samples;
 	long		count;
+	long		warm;
 	PGconn	   *conn;
 
-	if (argc != 3)
-		die("usage: calls length|next_response COUNT");
-	if (strcmp(argv[1], "length") == 0)
-		sql = "SELECT length($1)";
-	else if (strcmp(argv[1], "next_response") == 0)
-		sql = "SELECT subdispatch.next_response($1)";
-	else
-		die("unknown call \"%s\"", argv[1]);
+	if (argc != 3 && argc != 4)
+		die("usage: calls STATEMENT COUNT [PARAMETER]");
 	count = number_argument(argv[2], 1);
+	warm = count / 10;
 	if ((samples = calloc(count, sizeof(*samples))) == NULL)
 		die("out of memory");
-	params[0] = "bench1";
 	conn = db_connect();
-	db_prepare(conn, "call", sql);
-	for (long i = -count / 10; i < count; i++)
+	db_prepare(conn, "call", argv[1]);
+	for (long i = 0; i < warm + count; i++)
 	{
-		int64_t		start = now_ns();
-		PGresult   *result = PQexecPrepared(conn, "call", 1, params, NULL, NULL, 0);
+		PGresult   *result;
+		int64_t		start;
 
-		if (i >= 0)
-			samples[i] = now_ns() - start;
+		if (argc == 4)
+			fill(parameter, sizeof(parameter), argv[3], i + 1);
+		start = now_ns();
+		result = PQexecPrepared(conn, "call", argc - 3, params, NULL, NULL, 0);
+		if (i >= warm)
+			samples[i - warm] = now_ns() - start;
 		PQclear(db_expect(conn, result, PGRES_TUPLES_OK));
 	}
 	print_samples(samples, count);
