@@ -317,7 +317,7 @@ run_isolated(DispatchEvent *e)
 	Try			t = {.events = e, .n = 1, .what = TRY_SHOW};
 
 	e->careful = true;
-	e->seen = NULL;
+	visible_forget(e);
 	if (!attempt(&t))
 	{
 		dispatch_log_failure(InvalidOid, t.error, NULL);

@@ -26,7 +26,9 @@ typedef struct DispatchEvent
 	bool		measured;
 	bool		first_time;		/* not shown before, by this process */
 	bool		careful;		/* a policy's error is to cost only its identity */
-	struct HTAB *seen;			/* see visible.c */
+	struct Visible *seen_first; /* see visible_to() */
+	int			nseen_first;
+	struct HTAB *seen;
 	bool		given_up;		/* data is not the event's: nobody knows whom it
 								 * concerns */
 } DispatchEvent;

@@ -33,6 +33,7 @@
 #include "database.h"
 #include "event.h"
 #include "event_image.h"
+#include "json_compose.h"
 
 /* ---- building ---- */
 
@@ -299,46 +300,6 @@ event_make_change(const char *channel, const char *event_type, SdOp op,
 
 /* ---- reading ---- */
 
-static void
-push_key(JsonbParseState **state, const char *key)
-{
-	JsonbValue	v;
-
-	v.type = jbvString;
-	v.val.string.val = unconstify(char *, key);
-	v.val.string.len = strlen(key);
-	(void) pushJsonbValue(state, WJB_KEY, &v);
-}
-
-void
-event_push_string(JsonbParseState **state, const char *key, const char *value)
-{
-	JsonbValue	v;
-
-	push_key(state, key);
-	if (value)
-	{
-		v.type = jbvString;
-		v.val.string.val = unconstify(char *, value);
-		v.val.string.len = strlen(value);
-	}
-	else
-		v.type = jbvNull;
-	(void) pushJsonbValue(state, WJB_VALUE, &v);
-}
-
-void
-event_push_jsonb(JsonbParseState **state, const char *key, Jsonb *value)
-{
-	JsonbValue	v;
-
-	push_key(state, key);
-	v.type = jbvBinary;
-	v.val.binary.data = &value->root;
-	v.val.binary.len = VARSIZE(value) - VARHDRSZ;
-	(void) pushJsonbValue(state, WJB_VALUE, &v);
-}
-
 Jsonb *
 event_data(const SdEvent *ev)
 {
@@ -384,25 +345,23 @@ source_name(uint8 source)
 Jsonb *
 event_envelope(const SdEvent *ev, uint64 id, Jsonb *data)
 {
-	JsonbParseState *state = NULL;
-	JsonbValue	v;
 	char		timestamp[64];
+	JsonMember	members[] = {	/* in jsonb's order of keys */
+		json_member("id"),
+		json_jsonb_member("data", data),
+		json_string_member("source", source_name(ev->source)),
+		json_string_member("channel", EVENT_CHANNEL(ev)),
+		json_string_member("timestamp", ""),
+		json_string_member("event_type", EVENT_STRING(ev, event_type)),
+		json_string_member("federation_id", EVENT_STRING(ev, federation_id)),
+		json_string_member("correlation_id", EVENT_STRING(ev, correlation_id)),
+	};
 
 	format_timestamp(ev->timestamp, timestamp, sizeof(timestamp));
-
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_key(&state, "id");
-	v.type = jbvNumeric;
-	v.val.numeric = int64_to_numeric((int64) id);
-	(void) pushJsonbValue(&state, WJB_VALUE, &v);
-	event_push_string(&state, "event_type", EVENT_STRING(ev, event_type));
-	event_push_string(&state, "channel", EVENT_CHANNEL(ev));
-	event_push_jsonb(&state, "data", data);
-	event_push_string(&state, "timestamp", timestamp);
-	event_push_string(&state, "correlation_id", EVENT_STRING(ev, correlation_id));
-	event_push_string(&state, "federation_id", EVENT_STRING(ev, federation_id));
-	event_push_string(&state, "source", source_name(ev->source));
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	members[0].value.type = jbvNumeric;
+	members[0].value.val.numeric = int64_to_numeric((int64) id);
+	members[4] = json_string_member("timestamp", timestamp);
+	return json_compose(members, lengthof(members));
 }
 
 /*

@@ -4,8 +4,8 @@
  *	  Row images as jsonb.
  *
  * An image is read with the columns that travel with it, never with those the
- * table has by now.  A descriptor made of them is registered as an anonymous
- * row type, which to_jsonb() knows how to take apart.
+ * table has by now.  Values of the commonest types are put into the object
+ * directly, as to_jsonb() would; it is called for all others.
  *
  * What an image refers to can have changed in between:
  *
@@ -34,15 +34,19 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
 #include "event.h"
 #include "event_image.h"
+#include "json_compose.h"
 
 /* ---- what lies inside values ---- */
 
@@ -115,12 +119,36 @@ event_type_shape(Oid type)
 
 /* ---- descriptors ---- */
 
+/* How a column's values become JSON. */
+typedef enum ColumnKind
+{
+	COLUMN_INT2, COLUMN_INT4, COLUMN_INT8, COLUMN_NUMERIC, COLUMN_BOOL,
+	COLUMN_TEXT,				/* a varlena of nothing but text */
+	COLUMN_TIME,				/* what JsonEncodeDateTime() writes */
+	COLUMN_OTHER				/* by to_jsonb() */
+} ColumnKind;
+
+/* A column that is not dropped. */
+typedef struct Column
+{
+	int			at;				/* its index in the row */
+	Oid			type;
+	ColumnKind	kind;
+	FmgrInfo	to_jsonb;		/* for COLUMN_OTHER */
+} Column;
+
 typedef struct DescCache
 {
+	MemoryContext context;		/* of all that follows; NULL: unused */
 	uint32		natts;
-	SdEventAtt *atts;			/* NULL: unused */
-	TupleDesc	desc;			/* blessed */
+	SdEventAtt *atts;
+	TupleDesc	desc;
 	bool		builtin;		/* all columns are of built-in types */
+	Datum	   *values;			/* room for a row, */
+	bool	   *nulls;
+	JsonMember *members;		/* and its members, with their keys, in the order */
+	Column	   *columns;		/* of jsonb; so many columns as members */
+	int			nmembers;
 } DescCache;
 
 #define DESC_CACHE_SIZE		16
@@ -146,35 +174,88 @@ fill_attribute(Form_pg_attribute att, int number, const SdEventAtt *from)
 	att->attisdropped = !OidIsValid(from->type);
 }
 
+static ColumnKind
+column_kind(Oid type)
+{
+	switch (type)
+	{
+		case INT2OID:
+			return COLUMN_INT2;
+		case INT4OID:
+			return COLUMN_INT4;
+		case INT8OID:
+			return COLUMN_INT8;
+		case NUMERICOID:
+			return COLUMN_NUMERIC;
+		case BOOLOID:
+			return COLUMN_BOOL;
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+			return COLUMN_TEXT;
+		case DATEOID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			return COLUMN_TIME;
+		default:
+			return COLUMN_OTHER;
+	}
+}
+
+/* pg_catalog.to_jsonb(anyelement), for an argument of this type. */
+static void
+prepare_to_jsonb(FmgrInfo *info, Oid type)
+{
+	Const	   *arg = makeNullConst(type, -1, InvalidOid);
+	FuncExpr   *call = makeFuncExpr(F_TO_JSONB, JSONBOID, list_make1(arg), InvalidOid,
+									InvalidOid, COERCE_EXPLICIT_CALL);
+
+	fmgr_info_cxt(F_TO_JSONB, info, CurrentMemoryContext);
+	fmgr_info_set_expr((Node *) call, info);
+}
+
 /*
- * The descriptor of an event's images, made or out of the cache.  It stays
- * valid until some other layouts have been asked for; what was registered with
- * the type cache stays for the life of the process, and is the same for equal
- * layouts.
+ * The members of the objects, in jsonb's order of keys.  What does not depend
+ * on a type that may be gone by now is prepared here.
  */
-static DescCache *
-get_desc(const SdEvent *ev)
+static void
+prepare_columns(DescCache *cached)
+{
+	int			n = 0;
+
+	cached->members = palloc0(sizeof(JsonMember) * Max(cached->natts, 1));
+	cached->columns = palloc0(sizeof(Column) * Max(cached->natts, 1));
+	for (uint32 i = 0; i < cached->natts; i++)
+	{
+		if (!OidIsValid(cached->atts[i].type))
+			continue;
+		cached->members[n] = json_member(NameStr(cached->atts[i].name));
+		/* until they are sorted, the value says which column it is */
+		cached->members[n++].value.val.string.len = i;
+	}
+	qsort(cached->members, n, sizeof(JsonMember), json_member_compare);
+	cached->nmembers = n;
+	for (int i = 0; i < n; i++)
+	{
+		Column	   *column = &cached->columns[i];
+
+		column->at = cached->members[i].value.val.string.len;
+		column->type = cached->atts[column->at].type;
+		column->kind = column_kind(column->type);
+		if (column->kind == COLUMN_OTHER)
+			prepare_to_jsonb(&column->to_jsonb, column->type);
+	}
+}
+
+/* All in the current memory context. */
+static void
+fill_desc(DescCache *cached, const SdEvent *ev)
 {
 	const SdEventAtt *atts = (const SdEventAtt *) ((const char *) ev + ev->atts);
 	Size		size = sizeof(SdEventAtt) * ev->natts;
-	DescCache  *cached;
-	MemoryContext old;
 
-	for (int i = 0; i < DESC_CACHE_SIZE; i++)
-		if (desc_cache[i].atts && desc_cache[i].natts == ev->natts &&
-			memcmp(desc_cache[i].atts, atts, size) == 0)
-			return &desc_cache[i];
-
-	cached = &desc_cache[desc_cache_next];
-	desc_cache_next = (desc_cache_next + 1) % DESC_CACHE_SIZE;
-	if (cached->atts)
-	{
-		pfree(cached->atts);
-		cached->atts = NULL;	/* unused, if what follows fails */
-		FreeTupleDesc(cached->desc);
-	}
-
-	old = MemoryContextSwitchTo(TopMemoryContext);
+	cached->natts = ev->natts;
+	cached->atts = memcpy(palloc(Max(size, 1)), atts, size);
 	cached->desc = CreateTemplateTupleDesc(ev->natts);
 	cached->builtin = true;
 	for (uint32 i = 0; i < ev->natts; i++)
@@ -182,10 +263,45 @@ get_desc(const SdEvent *ev)
 		fill_attribute(TupleDescAttr(cached->desc, i), i + 1, &atts[i]);
 		cached->builtin &= atts[i].type < FirstNormalObjectId;
 	}
-	BlessTupleDesc(cached->desc);
-	cached->natts = ev->natts;
-	cached->atts = memcpy(palloc(Max(size, 1)), atts, size);
+	cached->values = palloc(sizeof(Datum) * Max(ev->natts, 1));
+	cached->nulls = palloc(sizeof(bool) * Max(ev->natts, 1));
+	prepare_columns(cached);
+}
+
+/*
+ * The layout of an event's images, made or out of the cache.  It stays valid
+ * until some other layouts have been asked for.
+ */
+static DescCache *
+get_desc(const SdEvent *ev)
+{
+	const SdEventAtt *atts = (const SdEventAtt *) ((const char *) ev + ev->atts);
+	DescCache  *cached;
+	MemoryContext context;
+	MemoryContext old;
+
+	for (int i = 0; i < DESC_CACHE_SIZE; i++)
+		if (desc_cache[i].context && desc_cache[i].natts == ev->natts &&
+			memcmp(desc_cache[i].atts, atts, sizeof(SdEventAtt) * ev->natts) == 0)
+			return &desc_cache[i];
+
+	cached = &desc_cache[desc_cache_next];
+	desc_cache_next = (desc_cache_next + 1) % DESC_CACHE_SIZE;
+	if (cached->context)
+	{
+		context = cached->context;
+		cached->context = NULL; /* unused, if what follows fails */
+		MemoryContextDelete(context);
+	}
+
+	/* if it fails the memory goes with the batch's */
+	context = AllocSetContextCreate(CurrentMemoryContext, "subdispatch row images",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	fill_desc(cached, ev);
 	MemoryContextSwitchTo(old);
+	MemoryContextSetParent(context, TopMemoryContext);
+	cached->context = context;
 	return cached;
 }
 
@@ -216,52 +332,117 @@ check_types(const SdEvent *ev, const DescCache *cached)
 
 /* ---- images ---- */
 
-/* pg_catalog.to_jsonb(record) */
-static FmgrInfo *
-to_jsonb_function(void)
+/* NaN and the infinities are strings in JSON. */
+static void
+numeric_value(Datum datum, JsonbValue *value)
 {
-	static FmgrInfo info;
-	static bool ready = false;
+	Numeric		number = DatumGetNumeric(datum);
 
-	if (!ready)
+	if (numeric_is_nan(number) || numeric_is_inf(number))
 	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-		Const	   *arg = makeNullConst(RECORDOID, -1, InvalidOid);
-		FuncExpr   *call = makeFuncExpr(F_TO_JSONB, JSONBOID, list_make1(arg), InvalidOid,
-										InvalidOid, COERCE_EXPLICIT_CALL);
-
-		fmgr_info_cxt(F_TO_JSONB, &info, TopMemoryContext);
-		fmgr_info_set_expr((Node *) call, &info);
-		MemoryContextSwitchTo(old);
-		ready = true;
+		value->type = jbvString;
+		value->val.string.val = DatumGetCString(DirectFunctionCall1(numeric_out,
+																	NumericGetDatum(number)));
+		value->val.string.len = strlen(value->val.string.val);
+		return;
 	}
-	return &info;
+	value->type = jbvNumeric;
+	value->val.numeric = number;
 }
 
-static Jsonb *
-image_to_jsonb(const SdEvent *ev, uint32 offset, TupleDesc desc)
+static void
+integer_value(int64 number, JsonbValue *value)
 {
-	const HeapTupleHeaderData *image = (const HeapTupleHeaderData *) ((const char *) ev + offset);
-	Size		size = HeapTupleHeaderGetDatumLength(image);
-	HeapTupleHeader copy = palloc(size);
-	Jsonb	   *result;
+	value->type = jbvNumeric;
+	value->val.numeric = int64_to_numeric(number);
+}
+
+static void
+text_value(Datum datum, JsonbValue *value)
+{
+	text	   *t = DatumGetTextPP(datum);
+
+	value->type = jbvString;
+	value->val.string.val = VARDATA_ANY(t);
+	value->val.string.len = VARSIZE_ANY_EXHDR(t);
+}
+
+static void
+time_value(Datum datum, Oid type, JsonbValue *value)
+{
+	value->type = jbvString;
+	value->val.string.val = JsonEncodeDateTime(NULL, datum, type, NULL);
+	value->val.string.len = strlen(value->val.string.val);
+}
+
+/* What to_jsonb() would make of it.  What it allocates is small. */
+static void
+column_value(Column *column, Datum datum, JsonbValue *value)
+{
+	switch (column->kind)
+	{
+		case COLUMN_INT2:
+			integer_value(DatumGetInt16(datum), value);
+			break;
+		case COLUMN_INT4:
+			integer_value(DatumGetInt32(datum), value);
+			break;
+		case COLUMN_INT8:
+			integer_value(DatumGetInt64(datum), value);
+			break;
+		case COLUMN_NUMERIC:
+			numeric_value(datum, value);
+			break;
+		case COLUMN_BOOL:
+			value->type = jbvBool;
+			value->val.boolean = DatumGetBool(datum);
+			break;
+		case COLUMN_TEXT:
+			text_value(datum, value);
+			break;
+		case COLUMN_TIME:
+			time_value(datum, column->type, value);
+			break;
+		case COLUMN_OTHER:
+			json_value_of(DatumGetJsonbP(FunctionCall1(&column->to_jsonb, datum)), value);
+			break;
+	}
+}
+
+/*
+ * The image is read where it lies, in shared memory: nobody changes it, and
+ * to_jsonb() neither.
+ */
+static Jsonb *
+image_to_jsonb(const SdEvent *ev, uint32 offset, DescCache *cached)
+{
+	HeapTupleHeader image = (HeapTupleHeader) ((const char *) ev + offset);
+	HeapTupleData tuple = {.t_data = image, .t_len = HeapTupleHeaderGetDatumLength(image)};
 
 	Assert(HeapTupleHeaderGetTypeId(image) == RECORDOID);
-	memcpy(copy, image, size);
-	HeapTupleHeaderSetTypMod(copy, desc->tdtypmod);
-	result = DatumGetJsonbP(FunctionCall1(to_jsonb_function(), PointerGetDatum(copy)));
-	pfree(copy);
-	return result;
+	ItemPointerSetInvalid(&tuple.t_self);
+	heap_deform_tuple(&tuple, cached->desc, cached->values, cached->nulls);
+	for (int i = 0; i < cached->nmembers; i++)
+	{
+		Column	   *column = &cached->columns[i];
+		JsonbValue *value = &cached->members[i].value;
+
+		if (cached->nulls[column->at])
+			value->type = jbvNull;
+		else
+			column_value(column, cached->values[column->at], value);
+	}
+	return json_compose(cached->members, cached->nmembers);
 }
 
 /* row and old; either may be missing. */
 static void
-show_images(const SdEvent *ev, TupleDesc desc, Jsonb **row, Jsonb **old)
+show_images(const SdEvent *ev, DescCache *cached, Jsonb **row, Jsonb **old)
 {
 	if (ev->row)
-		*row = image_to_jsonb(ev, ev->row, desc);
+		*row = image_to_jsonb(ev, ev->row, cached);
 	if (ev->old)
-		*old = image_to_jsonb(ev, ev->old, desc);
+		*old = image_to_jsonb(ev, ev->old, cached);
 }
 
 static Oid
@@ -286,7 +467,7 @@ table_owner(const SdEvent *ev)
  * (sub)transaction.
  */
 static void
-show_images_as_owner(const SdEvent *ev, TupleDesc desc, Jsonb **row, Jsonb **old)
+show_images_as_owner(const SdEvent *ev, DescCache *cached, Jsonb **row, Jsonb **old)
 {
 	Oid			owner = table_owner(ev);
 	Oid			save_user;
@@ -300,7 +481,7 @@ show_images_as_owner(const SdEvent *ev, TupleDesc desc, Jsonb **row, Jsonb **old
 		SetUserIdAndSecContext(owner, save_context | SECURITY_RESTRICTED_OPERATION);
 		(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-		show_images(ev, desc, row, old);
+		show_images(ev, cached, row, old);
 	}
 	PG_FINALLY();
 	{
@@ -341,17 +522,17 @@ event_runs_user_code(const SdEvent *ev, Oid *owner)
 Jsonb *
 event_change_object(const SdEvent *ev, const char *op, Jsonb *row, Jsonb *old)
 {
-	JsonbParseState *state = NULL;
+	JsonMember	members[5];		/* in jsonb's order of keys */
+	int			n = 0;
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	event_push_string(&state, "op", op);
-	event_push_string(&state, "schema", EVENT_STRING(ev, schema_name));
-	event_push_string(&state, "table", EVENT_STRING(ev, table_name));
-	if (row)
-		event_push_jsonb(&state, "row", row);
+	members[n++] = json_string_member("op", op);
 	if (old)
-		event_push_jsonb(&state, "old", old);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+		members[n++] = json_jsonb_member("old", old);
+	if (row)
+		members[n++] = json_jsonb_member("row", row);
+	members[n++] = json_string_member("table", EVENT_STRING(ev, table_name));
+	members[n++] = json_string_member("schema", EVENT_STRING(ev, schema_name));
+	return json_compose(members, n);
 }
 
 Jsonb *
@@ -366,9 +547,9 @@ event_change_data(const SdEvent *ev)
 
 		check_types(ev, cached);
 		if (cached->builtin)
-			show_images(ev, cached->desc, &row, &old);
+			show_images(ev, cached, &row, &old);
 		else
-			show_images_as_owner(ev, cached->desc, &row, &old);
+			show_images_as_owner(ev, cached, &row, &old);
 	}
 
 	return event_change_object(ev, event_op_name(ev->op), row, old);

@@ -24,7 +24,4 @@ extern const char *event_op_name(uint8 op);
 extern uint32 event_type_shape(Oid type);
 extern bool event_type_has_rows(Oid type);
 
-extern void event_push_string(JsonbParseState **state, const char *key, const char *value);
-extern void event_push_jsonb(JsonbParseState **state, const char *key, Jsonb *value);
-
 #endif							/* SD_EVENT_IMAGE_H */

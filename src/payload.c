@@ -20,6 +20,7 @@
 #include "utils/timestamp.h"
 
 #include "dispatch.h"
+#include "json_compose.h"
 #include "response.h"
 #include "visible.h"
 
@@ -96,54 +97,86 @@ dispatch_same_call(const SdStream *a, const SdStream *b)
 
 /* ---- bodies ---- */
 
+/* What is kept of the buffers' memory for the next payload. */
+#define KEEP_BUFFER		(1024 * 1024)
+
+/* A payload is put together here; of this process's own, in TopMemoryContext. */
+static RespBuf payload;
+
 /* response.c wants realloc's meaning; out of memory raises an error here. */
 static void *
 grow(void *old, size_t size)
 {
-	return old ? repalloc_huge(old, size) : palloc_extended(size, MCXT_ALLOC_HUGE);
+	return old ? repalloc_huge(old, size) : MemoryContextAllocHuge(TopMemoryContext, size);
+}
+
+static void
+begin_payload(void)
+{
+	payload.len = 0;
+	payload.grow = grow;
 }
 
 static SdBody *
-to_body(RespBuf *buf, bool ok, uint64 event_id, bool is_error)
+end_payload(bool ok, uint64 event_id, bool is_error)
 {
 	SdBody	   *body;
 
 	if (ok && subdispatch_include_event_id)
-		ok = response_payload_add_event_id(buf, 0, (int64) event_id);
+		ok = response_payload_add_event_id(&payload, 0, (int64) event_id);
 	if (!ok)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	body = body_make(buf->data, buf->len, is_error, subdispatch_include_event_id);
-	pfree(buf->data);
+	body = body_make(payload.data, payload.len, is_error, subdispatch_include_event_id);
+	if (payload.cap > KEEP_BUFFER)
+	{
+		pfree(payload.data);
+		memset(&payload, 0, sizeof(payload));
+	}
 	return body;
+}
+
+/* The text of a jsonb, valid until the next call. */
+static const StringInfoData *
+text_of(Jsonb *jsonb)
+{
+	static StringInfoData text;
+	MemoryContext old;
+
+	if (text.data != NULL && text.maxlen > KEEP_BUFFER)
+	{
+		pfree(text.data);
+		text.data = NULL;
+	}
+	if (text.data == NULL)
+	{
+		old = MemoryContextSwitchTo(TopMemoryContext);
+		initStringInfo(&text);
+		MemoryContextSwitchTo(old);
+	}
+	resetStringInfo(&text);
+	json_text(&text, &jsonb->root);
+	return &text;
 }
 
 SdBody *
 dispatch_result_body(uint64 event_id, Jsonb *result, const char *response_key)
 {
-	StringInfoData json;
-	RespBuf		buf = {.grow = grow};
-	SdBody	   *body;
-	bool		ok;
+	const StringInfoData *json = text_of(result);
 
-	initStringInfo(&json);
-	(void) JsonbToCString(&json, &result->root, VARSIZE(result));
-	ok = response_payload_data(&buf, json.data, json.len, response_key,
-							   subdispatch_omit_null_errors);
-	body = to_body(&buf, ok, event_id, false);
-	pfree(json.data);
-	return body;
+	begin_payload();
+	return end_payload(response_payload_data(&payload, json->data, json->len, response_key,
+											 subdispatch_omit_null_errors),
+					   event_id, false);
 }
 
 SdBody *
 dispatch_error_body(uint64 event_id, const char *message, int sqlerrcode)
 {
-	RespBuf		buf = {.grow = grow};
-	bool		ok;
-
 	if (subdispatch_mask_errors || message == NULL)
 		message = "the resolver failed";
-	ok = response_payload_error(&buf, message, unpack_sql_state(sqlerrcode));
-	return to_body(&buf, ok, event_id, true);
+	begin_payload();
+	return end_payload(response_payload_error(&payload, message, unpack_sql_state(sqlerrcode)),
+					   event_id, true);
 }
 
 Jsonb *

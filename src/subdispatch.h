@@ -17,6 +17,7 @@
  *	                  (dispatcher_place.c: when one starts and ends)
  *	  dispatch.c      one batch: transactions, errors, attempts
  *	  event.c         an event as jsonb (event_image.c: row images;
+ *	                  json_compose.c: objects from parts, and their text;
  *	                  event_wire.c: as text for other servers, wire.c: its form)
  *	  audience.c      which streams an event concerns
  *	  respond.c       what they get

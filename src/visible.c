@@ -315,6 +315,12 @@ see(DispatchEvent *e, SdIdentity *identity, Visible *v)
 
 /* ---- once per event and identity ---- */
 
+/*
+ * The first identities of an event are found by looking at each, which is all
+ * that most events need; beyond those there is a hash table.
+ */
+#define SEEN_FIRST	8
+
 static void
 make_cache(DispatchEvent *e)
 {
@@ -325,17 +331,43 @@ make_cache(DispatchEvent *e)
 	e->seen = hash_create("subdispatch visible", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+static Visible *
+find_seen(DispatchEvent *e, uint64 identity)
+{
+	for (int i = 0; i < e->nseen_first; i++)
+		if (e->seen_first[i].identity == identity)
+			return &e->seen_first[i];
+	return e->seen ? hash_search(e->seen, &identity, HASH_FIND, NULL) : NULL;
+}
+
+static Visible *
+add_seen(DispatchEvent *e, uint64 identity)
+{
+	bool		found;
+
+	if (e->seen_first == NULL)
+		e->seen_first = MemoryContextAlloc(dispatch_context, sizeof(Visible) * SEEN_FIRST);
+	if (e->nseen_first < SEEN_FIRST)
+		return &e->seen_first[e->nseen_first++];
+	if (e->seen == NULL)
+		make_cache(e);
+	return hash_search(e->seen, &identity, HASH_ENTER, &found);
+}
+
+void
+visible_forget(DispatchEvent *e)
+{
+	e->nseen_first = 0;
+	e->seen = NULL;
+}
+
 Visible *
 visible_to(DispatchEvent *e, SdIdentity *identity)
 {
 	Visible		fresh = {.identity = identity->serial};
-	Visible    *v;
+	Visible    *v = find_seen(e, identity->serial);
 	MemoryContext old;
-	bool		found;
 
-	if (e->seen == NULL)
-		make_cache(e);
-	v = hash_search(e->seen, &identity->serial, HASH_FIND, NULL);
 	if (v)
 		return v;
 	old = MemoryContextSwitchTo(dispatch_context);
@@ -343,7 +375,7 @@ visible_to(DispatchEvent *e, SdIdentity *identity)
 	MemoryContextSwitchTo(old);
 	if (fresh.denied && e->first_time)
 		stats_add(&dispatch_self()->stats, fresh.reason, 1);
-	v = hash_search(e->seen, &identity->serial, HASH_ENTER, &found);
+	v = add_seen(e, identity->serial);
 	*v = fresh;
 	return v;
 }

@@ -26,6 +26,8 @@ typedef struct Visible
  * are raised, or, when e->careful, deny the event to this identity alone.
  */
 extern Visible *visible_to(DispatchEvent *e, SdIdentity *identity);
+/* What was computed for the event so far is computed anew. */
+extern void visible_forget(DispatchEvent *e);
 
 /* The identity's rights; kept for a later event, but not for longer than a batch. */
 extern const SdRights *visible_rights(SdIdentity *identity);
