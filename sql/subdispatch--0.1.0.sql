@@ -274,6 +274,7 @@ RETURNS TABLE (
   subscriptions_ended pg_catalog.int8,
   subscriptions_expired pg_catalog.int8,
   dispatch_errors pg_catalog.int8,
+  policy_errors pg_catalog.int8,
   denied_channel pg_catalog.int8,
   denied_rls pg_catalog.int8,
   denied_row_filter pg_catalog.int8,
@@ -322,7 +323,7 @@ COMMENT ON VIEW subdispatch.channels IS
   'This database''s channels that have subscriptions: one''s own, all of them for members of pg_monitor, who alone see the number of events';
 CREATE VIEW subdispatch.stats AS SELECT * FROM subdispatch.show_stats();
 COMMENT ON VIEW subdispatch.stats IS
-  'This database''s counters and times since stats_reset, shared memory of the server; what was denied is NULL but for members of pg_monitor';
+  'This database''s counters and times since stats_reset, shared memory of the server. For members of pg_monitor: others see NULLs';
 CREATE VIEW subdispatch.workers AS SELECT * FROM subdispatch.list_workers();
 COMMENT ON VIEW subdispatch.workers IS
   'The launcher and the dispatchers of all databases. For members of pg_monitor';

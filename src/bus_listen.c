@@ -415,7 +415,9 @@ listen_take_marker(SdDatabase *db, int dispatcher, int32 pid, const char *channe
 	if (pid != MyProcPid)
 		return true;			/* anybody could send one */
 	number = (uint32) strtoul(payload, NULL, 10);
-	if ((int32) (number - pg_atomic_read_u32(&disp->marker_done)) > 0)
+	/* nor may a resolver of ours run ahead of what was asked for */
+	if ((int32) (number - marker_sent) <= 0 &&
+		(int32) (number - pg_atomic_read_u32(&disp->marker_done)) > 0)
 		pg_atomic_write_u32(&disp->marker_done, number);
 	ConditionVariableBroadcast(&db->changed);
 	return true;

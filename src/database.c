@@ -65,6 +65,7 @@ init_dispatcher(SdDispatcher *disp)
 	pg_atomic_init_u32(&disp->nlistening, 0);
 	disp->current_id = 0;
 	disp->current_resolver = InvalidOid;
+	disp->current_identity = 0;
 	disp->attempts = 0;
 	disp->started_at = 0;
 	stats_init(&disp->stats);

@@ -67,6 +67,7 @@ typedef struct SdDispatcher
 	uint64		current_id;		/* event under way */
 	uint32		attempts;		/* how often it was begun and not ended */
 	Oid			current_resolver;	/* the call that was begun last */
+	uint64		current_identity;	/* or whose policies were */
 	uint64		fault_id;		/* see dispatch_fault() */
 	TimestampTz started_at;		/* atomic enough for a view */
 

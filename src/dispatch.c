@@ -106,6 +106,7 @@ attempt_begin(DispatchEvent *e)
 		d->attempts = 0;
 		d->current_resolver = InvalidOid;
 	}
+	d->current_identity = 0;
 	d->attempts++;
 }
 
@@ -114,6 +115,37 @@ static void
 attempt_end(void)
 {
 	dispatch_self()->attempts = 0;
+}
+
+bool
+attempt_code(DispatchEvent *e, uint64 identity, Attempt *attempt)
+{
+	SdDispatcher *d = dispatch_self();
+
+	attempt->id = d->current_id;
+	attempt->identity = d->current_identity;
+	attempt->attempts = d->attempts;
+	attempt->resolver = d->current_resolver;
+	attempt->again = d->current_id == e->id && d->current_identity == identity &&
+		!OidIsValid(d->current_resolver);
+	if (attempt->again && d->attempts >= DISPATCH_MAX_ATTEMPTS)
+		return false;
+	d->attempts = attempt->again ? d->attempts + 1 : 1;
+	d->current_id = e->id;
+	d->current_identity = identity;
+	d->current_resolver = InvalidOid;
+	return true;
+}
+
+void
+attempt_code_ended(const Attempt *attempt)
+{
+	SdDispatcher *d = dispatch_self();
+
+	d->current_id = attempt->id;
+	d->current_identity = attempt->identity;
+	d->current_resolver = attempt->resolver;
+	d->attempts = attempt->again ? 0 : attempt->attempts;
 }
 
 /* ---- transactions ---- */

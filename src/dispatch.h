@@ -50,6 +50,30 @@ extern void dispatch_fault(DispatchEvent *e, const char *stage);
 #define dispatch_fault(e, stage)	((void) 0)
 #endif
 
+/* ---- attempts (dispatch.c) ---- */
+
+#define DISPATCH_MAX_ATTEMPTS	3	/* deaths over one thing before it is given up */
+
+/* What was noted when the attempt began. */
+typedef struct Attempt
+{
+	uint64		id;
+	uint64		identity;
+	uint32		attempts;
+	Oid			resolver;
+	bool		again;
+} Attempt;
+
+/*
+ * Before code other than a resolver's is run for an event, which may end the
+ * process: notes it beyond the process's life.  identity: whose policies they
+ * are, 0 for a cast.  False if dispatchers have died of it often enough: it is
+ * not to be run.  What is noted of other attempts comes back at the end, as that
+ * may be the one that the event's dispatchers die of.
+ */
+extern bool attempt_code(DispatchEvent *e, uint64 identity, Attempt *attempt);
+extern void attempt_code_ended(const Attempt *attempt);
+
 /* ---- who may see (visibility.c) ---- */
 
 /*

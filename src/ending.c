@@ -421,6 +421,7 @@ consumer_open(Oid owner, const char *name)
 	int64		n = 0;
 	bool		more;
 	bool		is_new;
+	bool		too_many;
 	SdConsumer *consumer;
 
 	do
@@ -428,7 +429,7 @@ consumer_open(Oid owner, const char *name)
 	while (more);
 
 	registry_lock_exclusive();
-	consumer = registry_get_consumer(owner, name, &is_new);
+	consumer = registry_get_consumer(owner, name, &is_new, &too_many);
 	if (consumer)
 	{
 		ack_drop(consumer);
@@ -436,6 +437,8 @@ consumer_open(Oid owner, const char *name)
 	}
 	registry_unlock();
 	ack_free();
+	if (too_many)
+		registry_too_many_consumers();
 	if (consumer == NULL)
 		sd_out_of_shared_memory();
 	return n;

@@ -136,7 +136,7 @@ define_sizes(void)
 			   &subdispatch_dispatchers, 1, SD_MAX_DISPATCHERS, PGC_POSTMASTER, 0);
 	define_int("subdispatch.max_subscriptions",
 			   "Number of live subscriptions that the server can hold, over all databases.",
-			   "Sizes the hash tables; the subscriptions themselves take their memory from "
+			   "There can be as many consumers. Sizes the hash tables; the subscriptions themselves take their memory from "
 			   "subdispatch.shared_memory_size as they come.",
 			   &subdispatch_max_subscriptions, 1, 10000000, PGC_POSTMASTER, 0);
 	define_int("subdispatch.shared_memory_size",

@@ -60,6 +60,7 @@
 #include "bus.h"
 #include "dispatcher.h"
 #include "grants.h"
+#include "security.h"
 #include "shmem.h"
 #include "subscription.h"
 
@@ -233,7 +234,9 @@ on_object_access(ObjectAccessType access, Oid class, Oid object, int subid, void
 {
 	if (prev_object_access_hook)
 		prev_object_access_hook(access, class, object, subid, arg);
-	if (access == OAT_DROP && subid == 0 && IsUnderPostmaster)
+	if (access == OAT_FUNCTION_EXECUTE)
+		security_check_function(object);
+	else if (access == OAT_DROP && subid == 0 && IsUnderPostmaster)
 		object_dropped(class, object);
 }
 
@@ -484,6 +487,7 @@ on_utility(PlannedStmt *pstmt, const char *query, bool readonly_tree,
 {
 	Oid			dboid = needed_free(pstmt->utilityStmt, context == PROCESS_UTILITY_TOPLEVEL);
 
+	security_check_utility(pstmt->utilityStmt);
 	if (OidIsValid(dboid))
 		call_next_paused(dboid, pstmt, query, readonly_tree, context, params, env, dest, qc);
 	else

@@ -48,6 +48,7 @@ static const char *const counter_help[SD_STAT_COUNTERS] =
 	[SD_STAT_SUBSCRIPTIONS_ENDED] = "Subscriptions ended from the server's side.",
 	[SD_STAT_SUBSCRIPTIONS_EXPIRED] = "Subscriptions ended because they were idle or too old.",
 	[SD_STAT_DISPATCH_ERRORS] = "Errors in dispatching outside of resolvers.",
+	[SD_STAT_POLICY_ERRORS] = "Errors and timeouts of policies, each of which denied a change to an identity.",
 };
 
 static const char *const mem_kinds[SD_MEM_KINDS] =

@@ -4,7 +4,7 @@
  *	  What belongs to an owner by name: consumers, connections, quotas.
  *
  * Locks: registry_lock, held by the caller except where registry.h says
- * otherwise.  No errors are raised.
+ * otherwise.  No errors are raised, but by registry_too_many_consumers().
  *
  *-------------------------------------------------------------------------
  */
@@ -58,14 +58,18 @@ consumer_lookup(Oid owner, const char *name)
 }
 
 SdConsumer *
-registry_get_consumer(Oid owner, const char *name, bool *is_new)
+registry_get_consumer(Oid owner, const char *name, bool *is_new, bool *too_many)
 {
 	OwnedKey	key = {MyDatabaseId, owner, name};
 	SdConsumer *consumer = consumer_lookup(owner, name);
 
 	*is_new = consumer == NULL;
+	*too_many = false;
 	if (consumer)
 		return consumer;
+	*too_many = sd_shared->nconsumers >= (uint32) subdispatch_max_subscriptions;
+	if (*too_many)
+		return NULL;
 	consumer = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdConsumer, name) + strlen(name) + 1);
 	if (consumer == NULL)
 		return NULL;
@@ -84,6 +88,7 @@ registry_get_consumer(Oid owner, const char *name, bool *is_new)
 	consumer->namelen = strlen(name);
 	strcpy(consumer->name, name);
 	sd_hash_insert(&sd_shared->consumers, &consumer->hnode, owned_hash(&key));
+	sd_shared->nconsumers++;
 	return consumer;
 }
 
@@ -94,6 +99,17 @@ consumer_is_empty(SdConsumer *consumer)
 		dlist_is_empty(&consumer->paused_ended);
 }
 
+void
+registry_too_many_consumers(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("too many consumers"),
+			 errdetail("The server has as many consumers as it may have subscriptions, %d.",
+					   subdispatch_max_subscriptions),
+			 errhint("Close those that are not needed by subdispatch.close_consumer(), or increase subdispatch.max_subscriptions.")));
+}
+
 /* Caller knows that it has no subscriptions. */
 void
 registry_drop_consumer(SdConsumer *consumer)
@@ -101,6 +117,7 @@ registry_drop_consumer(SdConsumer *consumer)
 	if (!consumer_is_empty(consumer))
 		return;
 	sd_hash_remove(&sd_shared->consumers, &consumer->hnode);
+	sd_shared->nconsumers--;
 	ack_drop(consumer);
 	sd_wake(consumer);
 	sd_free(consumer);

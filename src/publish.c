@@ -8,7 +8,9 @@
  *	  before the commit		decides whom the events concern, waits for room, puts
  *							them into shared memory, takes a ticket: all that can
  *							fail is done here, while the transaction can fail
- *	  after the commit		looks again whom they concern, links them
+ *	  after the commit		looks again whom they concern, links them: when the
+ *							locks have been released, which is when others have
+ *							been told what changed in the catalogs
  *	  after an abort		gives everything back
  *
  * Whether anybody subscribes is decided after the commit became visible
@@ -17,6 +19,10 @@
  * sketch that may say yes for no reason but never no.  If somebody subscribed
  * in between, copies are added to what was prepared; where there is no room
  * for them they become a gap, which needs no memory to tell.
+ *
+ * Not in the commit callback already: that comes before the invalidations are
+ * sent, and a dispatcher that is fast would judge the event by the rights and
+ * policies from before its own transaction.
  *
  * Everything a transaction holds outside of its own memory (reserved room,
  * blocks, the ticket) is recorded in "tx", so that the abort callback finds it
@@ -35,6 +41,7 @@
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -335,22 +342,29 @@ prepare(void)
 
 /* ---- after the commit: nothing here may fail ---- */
 
-/* The transaction is visible. */
+/* The transaction is visible, but not over. */
 static void
-finish(void)
+note_commit(void)
 {
-	uint32		late;
-
 	if (tx.n == 0)
 	{
 		forget_all();
 		return;
 	}
+	tx.committed = true;
 
 #ifdef USE_ASSERT_CHECKING
+	/* before or after that: whoever links is not held up by this */
 	if (subdispatch_debug_hold_commit > 0)
 		pg_usleep(subdispatch_debug_hold_commit * 1000L);
 #endif
+}
+
+/* Others have been told of what changed in the catalogs. */
+static void
+finish(void)
+{
+	uint32		late;
 
 	if (tx.db != NULL)
 	{
@@ -406,7 +420,7 @@ xact_callback(XactEvent event, void *arg)
 			prepare();
 			break;
 		case XACT_EVENT_COMMIT:
-			finish();
+			note_commit();
 			break;
 		case XACT_EVENT_ABORT:
 			abandon();
@@ -424,9 +438,18 @@ xact_callback(XactEvent event, void *arg)
 	}
 }
 
+/* Called for every resource owner, three times each. */
+static void
+release_callback(ResourceReleasePhase phase, bool commit, bool top_level, void *arg)
+{
+	if (unlikely(tx.committed) && phase == RESOURCE_RELEASE_LOCKS && top_level)
+		finish();
+}
+
 void
 publish_init(void)
 {
+	RegisterResourceReleaseCallback(release_callback, NULL);
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 }

@@ -42,6 +42,8 @@ typedef struct PublishTx
 	uint32		size;			/* of events[] */
 	Size		bytes;			/* of all events */
 
+	bool		committed;		/* to be linked when the locks are released */
+
 	/* set by publish_attach() */
 	SdDatabase *db;				/* NULL: nothing is held */
 	uint8		star_home;

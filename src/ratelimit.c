@@ -178,6 +178,19 @@ ratelimit_take(TokenBucket *bucket, double rate, int burst, int64_t now)
 	return taken;
 }
 
+void
+ratelimit_give_back(TokenBucket *bucket, double rate, int burst)
+{
+	Level		level;
+
+	if (micro_rate(rate) == 0)
+		return;
+	level = unpack(bucket);
+	if (level.tokens < (burst < 1 ? 1 : burst))
+		level.tokens++;
+	pack(bucket, &level);
+}
+
 bool
 ratelimit_peek(const TokenBucket *bucket, double rate, int burst, int64_t now)
 {

@@ -36,6 +36,9 @@ extern void ratelimit_init(TokenBucket *bucket, double rate, int burst, int64_t 
 /* Takes a token if there is one.  Rate and burst may change between calls. */
 extern bool ratelimit_take(TokenBucket *bucket, double rate, int burst, int64_t now);
 
+/* A token that was taken and not used.  A bucket that is full stays so. */
+extern void ratelimit_give_back(TokenBucket *bucket, double rate, int burst);
+
 /* Would ratelimit_take() find a token?  Changes nothing. */
 extern bool ratelimit_peek(const TokenBucket *bucket, double rate, int burst, int64_t now);
 

@@ -38,7 +38,10 @@ extern SdStream *registry_get_stream(const SdSubscribe *what, SdDatabase *db);
 /* One less; the stream leaves the registry with its last. */
 extern void registry_leave_stream(SdStream *stream);
 
-extern SdConsumer *registry_get_consumer(Oid owner, const char *name, bool *is_new);
+/* Makes it if there is none; NULL without memory, or if there are too many. */
+extern SdConsumer *registry_get_consumer(Oid owner, const char *name, bool *is_new,
+										 bool *too_many);
+extern void registry_too_many_consumers(void) pg_attribute_noreturn();
 extern SdConsumer *registry_find_consumer(Oid dboid, Oid owner, const char *name);
 extern void registry_drop_consumer(SdConsumer *consumer);
 

@@ -21,6 +21,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "allowance.h"
 #include "audience.h"
 #include "event_wire.h"
 #include "registry.h"
@@ -28,8 +29,6 @@
 #include "respond.h"
 #include "security.h"
 #include "visible.h"
-
-#define MAX_ATTEMPTS		3	/* deaths over one event before it is given up */
 
 /* Done when the transaction has committed. */
 typedef struct Outcome
@@ -44,7 +43,7 @@ typedef struct Outcome
 	SdEnd		end;
 	bool		no_call;		/* the resolver was not called */
 	bool		timed_out;
-	bool		took_token;
+	bool		took_tokens;	/* the stream's, and its user's */
 	TokenBucket before;			/* if so: the stream's bucket, without that */
 } Outcome;
 
@@ -73,8 +72,8 @@ respond_forget(void)
 	{
 		Outcome    *o = &outcomes[--noutcomes];
 
-		if (o->took_token)
-			o->stream->rate->tokens = o->before;
+		if (o->took_tokens)
+			allowance_give_back(o->stream, &o->before);
 		body_unref(o->body);
 	}
 	forget_payload();
@@ -112,33 +111,27 @@ make_data(void *arg)
 	MemoryContextSwitchTo(old);
 }
 
-/*
- * Makes it by code of the table's owner, like a resolver.  That may end the
- * process too, so it is an attempt of its own; what is noted of another event's
- * attempts is kept, as that may be the one that its dispatchers die of.
- */
+static void
+make_data_quietly(void *arg)
+{
+	security_be_quiet();
+	make_data(arg);
+}
+
+/* Makes it by code of the table's owner, like a resolver. */
 static void
 make_data_guarded(DispatchEvent *e, const SdRights *rights)
 {
-	SdDispatcher *d = dispatch_self();
-	uint64		id = d->current_id;
-	uint32		attempts = d->attempts;
-	Oid			resolver = d->current_resolver;
-	bool		again = id == e->id && !OidIsValid(resolver);
+	Attempt		attempt;
 	ErrorData  *error = NULL;
 
-	if (again && attempts >= MAX_ATTEMPTS)
+	if (!attempt_code(e, 0, &attempt))
 		ereport(ERROR,
 				(errcode(ERRCODE_ADMIN_SHUTDOWN),
 				 errmsg("the dispatcher ended each time the row image was cast")));
-	d->attempts = again ? attempts + 1 : 1;
-	d->current_id = e->id;
-	d->current_resolver = InvalidOid;
-	(void) resolver_guarded(make_data, e, "cast of a row image", rights,
+	(void) resolver_guarded(make_data_quietly, e, "cast of a row image", rights,
 							subdispatch_resolver_timeout, false, dispatch_context, &error);
-	d->current_resolver = resolver;
-	d->current_id = id;
-	d->attempts = again ? 0 : attempts;
+	attempt_code_ended(&attempt);
 	if (error)
 	{
 		e->data = NULL;
@@ -199,53 +192,6 @@ count_limited(SdStream *stream)
 	stats_add(&dispatch_self()->stats, SD_STAT_RATE_LIMITED, 1);
 }
 
-/* Does the user's bucket have a token?  Takes it if take is true. */
-static bool
-within_user_rate(SdStream *stream, bool take)
-{
-	SdQuota    *user = stream->identity->user;
-	double		rate = subdispatch_user_rate_limit;
-	int			burst = subdispatch_user_burst > 0 ? subdispatch_user_burst : Max(1, (int) Min(rate, 1e6));
-	TimestampTz now;
-	bool		result;
-
-	if (user == NULL || rate <= 0)
-		return true;
-	now = GetCurrentTimestamp();
-	SpinLockAcquire(&user->mutex);
-	result = take ? ratelimit_take(&user->tokens, rate, burst, now) :
-		ratelimit_peek(&user->tokens, rate, burst, now);
-	SpinLockRelease(&user->mutex);
-	return result;
-}
-
-/* Does the stream's bucket have a token?  Takes it if take is true. */
-static bool
-within_rate(SdStream *stream, bool take)
-{
-	SdStreamLimit *limit = stream->rate;
-
-	if (limit == NULL)
-		return true;
-	if (take)
-		return ratelimit_take(&limit->tokens, limit->rate, limit->burst, GetCurrentTimestamp());
-	return ratelimit_peek(&limit->tokens, limit->rate, limit->burst, GetCurrentTimestamp());
-}
-
-/*
- * Has the stream a token, and its user?  Takes them if take is true: both or
- * none, as nobody else takes from the stream's bucket.
- */
-static bool
-within_limits(SdStream *stream, bool take)
-{
-	if (!within_rate(stream, false) || !within_user_rate(stream, take))
-		return false;
-	if (take)
-		(void) within_rate(stream, true);
-	return true;
-}
-
 /* Shows the event to one stream. */
 static void
 show(DispatchEvent *e, SdStream *stream)
@@ -271,7 +217,7 @@ show(DispatchEvent *e, SdStream *stream)
 	if (stream->filter && !visible->leave && !audience_ignores_filters(e) &&
 		!filter_match(stream->filter, &visible->data->root))
 		return;
-	if (!within_limits(stream, !OidIsValid(stream->resolver)))
+	if (!allowance_pass(stream, !OidIsValid(stream->resolver)))
 	{
 		count_limited(stream);
 		stream_limit(stream, e->id);
@@ -319,10 +265,10 @@ add_response(SdStream *stream, uint64 event_id, SdBody *body)
 
 	if (stream->rate)
 		o->before = stream->rate->tokens;
-	if (within_rate(stream, true))
+	if (allowance_pass(stream, true))
 	{
 		o->kind = OUTCOME_RESPONSE;
-		o->took_token = stream->rate != NULL;
+		o->took_tokens = true;
 		o->body = body;
 		if (body)
 			pg_atomic_fetch_add_u32(&body->refs, 1);
@@ -429,13 +375,13 @@ call_resolver(DispatchEvent *e, SdStream **streams, int n)
 	respond_failure(e, streams, n, call.status, call.sqlerrcode, call.message);
 }
 
-/* Killed the dispatcher MAX_ATTEMPTS times: not once more. */
+/* Killed the dispatcher DISPATCH_MAX_ATTEMPTS times: not once more. */
 static bool
 given_up(DispatchEvent *e, SdStream **streams, int n)
 {
 	SdDispatcher *d = dispatch_self();
 
-	if (d->current_id != e->id || d->attempts <= MAX_ATTEMPTS ||
+	if (d->current_id != e->id || d->attempts <= DISPATCH_MAX_ATTEMPTS ||
 		d->current_resolver != streams[0]->resolver)
 		return false;
 	respond_failure(e, streams, n, RESOLVER_FAILED, ERRCODE_ADMIN_SHUTDOWN,
@@ -448,7 +394,7 @@ static bool
 all_limited(DispatchEvent *e, SdStream **streams, int n)
 {
 	for (int i = 0; i < n; i++)
-		if (within_limits(streams[i], false))
+		if (allowance_pass(streams[i], false))
 			return false;
 	for (int i = 0; i < n; i++)
 	{
@@ -533,17 +479,12 @@ respond_release(void)
 	{
 		Outcome    *o = &outcomes[i];
 
-		o->took_token = false;	/* for good */
+		o->took_tokens = false; /* for good */
 		switch (o->kind)
 		{
 			case OUTCOME_RESPONSE:
-				/* The user's bucket is shared, so a token can't be given back. */
-				if (within_user_rate(o->stream, true))
-				{
-					stream_append(o->stream, o->event_id, o->body);
-					break;
-				}
-				/* FALLTHROUGH */
+				stream_append(o->stream, o->event_id, o->body);
+				break;
 			case OUTCOME_NOTHING:
 				stream_skip(o->stream, o->event_id);
 				break;

@@ -567,8 +567,7 @@ evaluate(void *arg)
 		.previous = error_context_stack
 	};
 
-	/* put back by the caller, or by the end of the (sub)transaction */
-	XactReadOnly = true;
+	security_be_quiet();
 	error_context_stack = &callback;
 	if (likely(entry && table && cache_is_fresh() && lock_tables(entry->plan)))
 		look_at_images(job, entry->plan, table, entry->context);
@@ -606,32 +605,37 @@ known_answer(Job *job)
 
 /* Raises errors only if bare; else *failed tells. */
 static void
-ask_policies(Job *job, const SdRights *rights, bool bare, int timeout_ms, bool *failed)
+ask_policies(DispatchEvent *e, SdIdentity *identity, Job *job, const SdRights *rights, bool bare,
+			 int timeout_ms, bool *failed)
 {
-	bool		read_only = XactReadOnly;
 	ErrorData  *edata = NULL;
+	Attempt		attempt;
+	const char *message = "the dispatcher ended each time the policy ran";
 
 	if (known_answer(job))
 		return;
-	*failed = resolver_guarded(evaluate, job, "policy", rights, timeout_ms, bare,
-							   CurrentMemoryContext, &edata) != RESOLVER_OK;
-
-	/*
-	 * Here and not in evaluate(): a policy may have set transaction_read_only
-	 * itself, which leaving the rights put back to what it was then.
-	 */
-	XactReadOnly = read_only;
+	*failed = true;
+	if (attempt_code(e, identity->serial, &attempt))
+	{
+		*failed = resolver_guarded(evaluate, job, "policy", rights, timeout_ms, bare,
+								   CurrentMemoryContext, &edata) != RESOLVER_OK;
+		attempt_code_ended(&attempt);
+		message = "policy failed";
+	}
 	if (*failed)
 	{
-		dispatch_log_failure(InvalidOid, edata, "policy failed");
+		stats_add(&dispatch_self()->stats, SD_STAT_POLICY_ERRORS, 1);
+		dispatch_log_failure(InvalidOid, edata, message);
 		if (edata)
 			FreeErrorData(edata);
 	}
 }
 
 void
-rls_view(const SdEvent *ev, const SdRights *rights, bool bare, int timeout_ms, RlsView *view)
+rls_view(DispatchEvent *e, SdIdentity *identity, const SdRights *rights, bool bare,
+		 int timeout_ms, RlsView *view)
 {
+	const SdEvent *ev = e->ev;
 	const Rights *r;
 
 	Assert(ev->source == SD_SOURCE_CHANGE);
@@ -657,7 +661,7 @@ rls_view(const SdEvent *ev, const SdRights *rights, bool bare, int timeout_ms, R
 		Job			job = {.ev = ev};
 
 		make_key(&job, rights);
-		ask_policies(&job, rights, bare, timeout_ms, &view->failed);
+		ask_policies(e, identity, &job, rights, bare, timeout_ms, &view->failed);
 		view->allowed = !view->failed;
 		view->row_visible = !view->failed && job.row_visible;
 		view->old_visible = !view->failed && job.old_visible;

@@ -10,7 +10,7 @@
 
 #include "nodes/bitmapset.h"
 
-#include "event.h"
+#include "dispatch.h"
 #include "security.h"
 
 /*
@@ -33,12 +33,12 @@ typedef struct RlsView
  * none, is allowed to whom may SELECT every column.
  *
  * Needs a transaction with an active snapshot, in which no rights are entered.
- * An error of a policy's, its time being over too, denies all and is logged at
- * a limited rate; bare: it is raised, and the caller must abort its
- * transaction.  bare saves the subtransaction.
+ * An error of a policy's, its time being over too, denies all and is counted,
+ * and logged at a limited rate; bare: it is raised, and the caller must abort
+ * its transaction.  bare saves the subtransaction.
  */
-extern void rls_view(const SdEvent *ev, const SdRights *rights, bool bare, int timeout_ms,
-					 RlsView *view);
+extern void rls_view(DispatchEvent *e, SdIdentity *identity, const SdRights *rights, bool bare,
+					 int timeout_ms, RlsView *view);
 
 /*
  * Is all of the event there for the role to see, whatever the row: SELECT on

@@ -24,6 +24,14 @@
  *	  lastval(); temporary objects that the restricted operation did not stop
  *	  (functions, types) are an error.
  *
+ * QUIET CODE.  Policies and casts may only look.  They run in a read-only
+ * transaction; that cannot be undone by RESET transaction_read_only, which asks
+ * nobody, since in a dispatcher it resets to "on".  What a read-only transaction
+ * does not stop is found by the hooks of functions and utility commands: NOTIFY,
+ * large objects, messages in the WAL.  A procedural language that keeps a
+ * prepared expression for the rest of a transaction does not go through the
+ * hooks again, so no quiet code runs after other code in one transaction.
+ *
  * Advisory locks of the transaction's stay, as row locks do: released before
  * the commit they would no longer protect what was written under them.
  *
@@ -43,8 +51,10 @@
 #include "libpq/be-fsstubs.h"
 #include "miscadmin.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/numeric.h"
 #include "utils/portal.h"
@@ -62,6 +72,10 @@ static const char *const refused_settings[] = {
 
 /* User code's rights are in force. */
 static bool entered = false;
+static bool quiet = false;		/* and the code may only look */
+static bool was_read_only;		/* XactReadOnly before it was entered */
+static LocalTransactionId loud_in = InvalidLocalTransactionId;	/* transaction of the
+																 * last other code */
 
 /* ---- entering and leaving ---- */
 
@@ -107,6 +121,9 @@ security_init_worker(void)
 {
 	SetConfigOption("search_path", SAFE_SEARCH_PATH, PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	/* No more than what RESET brings: each transaction starts with its default. */
+	Assert(!IsTransactionState());
+	SetConfigOption("transaction_read_only", "on", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /*
@@ -138,6 +155,7 @@ security_enter(SdGuard *guard, const SdRights *rights)
 	guard->base_role = GetAuthenticatedUserId();
 
 	entered = true;
+	was_read_only = XactReadOnly;
 	guard->guc_nest_level = NewGUCNestLevel();
 
 	/*
@@ -190,6 +208,17 @@ discard_leftovers(const SdGuard *guard)
 	LockReleaseSession(USER_LOCKMETHOD);
 }
 
+static void
+code_is_over(void)
+{
+	/* quiet code was made so behind the back of the settings' nest level */
+	XactReadOnly = was_read_only;
+	if (!quiet)
+		loud_in = MyProc->lxid;
+	quiet = false;
+	entered = false;
+}
+
 /*
  * The end of user code that returned.  An error may come before the rights
  * are given back; security_reset() then does so.
@@ -205,7 +234,7 @@ security_leave(SdGuard *guard)
 	AtEOXact_GUC(false, guard->guc_nest_level);
 	SetUserIdAndSecContext(guard->base_role, 0);
 	SetSessionAuthorization(guard->base_role, true);
-	entered = false;
+	code_is_over();
 }
 
 /*
@@ -225,13 +254,78 @@ security_reset(void)
 	LockReleaseSession(USER_LOCKMETHOD);
 	SetUserIdAndSecContext(base_role, 0);
 	SetSessionAuthorization(base_role, true);
-	entered = false;
+	code_is_over();
 }
 
 bool
 security_entered(void)
 {
 	return entered;
+}
+
+/* ---- code that may only look ---- */
+
+void
+security_be_quiet(void)
+{
+	Assert(entered && !quiet);
+	if (loud_in == MyProc->lxid)
+		elog(ERROR, "policies must run before resolvers");
+	quiet = true;
+	XactReadOnly = true;
+}
+
+bool
+security_is_quiet(void)
+{
+	return quiet;
+}
+
+static void
+refuse(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+			 errmsg("%s cannot be used in a policy or a cast of a row image", what)));
+}
+
+void
+security_check_function(Oid function)
+{
+	if (likely(!quiet))
+		return;
+	switch (function)
+	{
+		case F_PG_NOTIFY:
+			refuse("pg_notify()");
+			break;
+		case F_LO_CREAT:
+		case F_LO_CREATE:
+		case F_LO_FROM_BYTEA:
+		case F_LO_IMPORT_TEXT:
+		case F_LO_IMPORT_TEXT_OID:
+		case F_LO_EXPORT:
+		case F_LO_PUT:
+		case F_LO_TRUNCATE:
+		case F_LO_TRUNCATE64:
+		case F_LO_UNLINK:
+		case F_LOWRITE:
+			refuse("writing to large objects");
+			break;
+		case F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_TEXT:
+		case F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_BYTEA:
+			refuse("pg_logical_emit_message()");
+			break;
+		default:
+			break;
+	}
+}
+
+void
+security_check_utility(Node *stmt)
+{
+	if (quiet && IsA(stmt, NotifyStmt))
+		refuse("NOTIFY");
 }
 
 /* ---- roles ---- */

@@ -10,6 +10,7 @@
 
 #include "subdispatch.h"
 
+#include "nodes/nodes.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 
@@ -55,6 +56,23 @@ extern void security_init_worker(void);
 extern void security_enter(SdGuard *guard, const SdRights *rights);
 extern void security_leave(SdGuard *guard);
 extern void security_reset(void);
+
+/*
+ * From here on the code that was entered may only look: policies and casts,
+ * which run as often as it suits us, and with rights that aren't their
+ * author's.  The transaction is read-only, and what a read-only transaction
+ * does not stop is refused, until the rights are given back.  Raises an error if
+ * code that was not quiet has run in the transaction.
+ */
+extern void security_be_quiet(void);
+/* Is it quiet code that runs? */
+extern bool security_is_quiet(void);
+/*
+ * To be called by the hooks of functions and utility commands: raise 25006 for
+ * what quiet code may not do.
+ */
+extern void security_check_function(Oid function);
+extern void security_check_utility(Node *stmt);
 
 /* Are user code's rights in force?  For Asserts. */
 extern bool security_entered(void);

@@ -101,6 +101,7 @@ typedef struct SdShared
 	SdHash		streams;
 	SdHash		identities;
 	SdHash		consumers;
+	uint32		nconsumers;		/* in it */
 	SdHash		connections;
 	SdHash		buckets;		/* of equality indexes */
 	SdHash		quotas;

@@ -8,7 +8,8 @@
  * token.  Only the subscription's owner gets an answer, and only about data
  * that he brings himself.
  *
- * Locks: none; the stream is pinned, and what is read of it is immutable.
+ * Locks: none of ours but allowance.c's; the stream is pinned, and what is read of
+ * it is immutable, except for its bucket.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,8 +25,8 @@
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 
+#include "allowance.h"
 #include "context.h"
 #include "grants.h"
 #include "reader.h"
@@ -110,9 +111,8 @@ explain_rest(Explain *x, Jsonb *data)
 		put(x, "resolver",
 			pg_proc_aclcheck(s->resolver, s->identity->role, ACL_EXECUTE) == ACLCHECK_OK,
 			format_procedure(s->resolver));
-	passed = s->rate == NULL ||
-		ratelimit_peek(&s->rate->tokens, s->rate->rate, s->rate->burst, GetCurrentTimestamp());
-	put(x, "limits", passed, passed ? NULL : "the rate limit's bucket is empty");
+	passed = allowance_pass(s, false);
+	put(x, "limits", passed, passed ? NULL : "the rate limit's bucket is empty, or the user's");
 }
 
 Datum

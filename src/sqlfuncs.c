@@ -118,7 +118,7 @@ refuse_in_resolver(const char *function)
 void
 refuse_in_policy(void)
 {
-	if (am_dispatcher && XactReadOnly)
+	if (security_is_quiet())
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("subdispatch's functions cannot be used in a policy")));

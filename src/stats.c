@@ -37,6 +37,7 @@ static const char *const counter_names[SD_STAT_COUNTERS] =
 	[SD_STAT_SUBSCRIPTIONS_ENDED] = "subscriptions_ended",
 	[SD_STAT_SUBSCRIPTIONS_EXPIRED] = "subscriptions_expired",
 	[SD_STAT_DISPATCH_ERRORS] = "dispatch_errors",
+	[SD_STAT_POLICY_ERRORS] = "policy_errors",
 	[SD_STAT_DENIED_CHANNEL] = "denied_channel",
 	[SD_STAT_DENIED_RLS] = "denied_rls",
 	[SD_STAT_DENIED_ROW_FILTER] = "denied_row_filter",

@@ -37,6 +37,7 @@ typedef enum SdCounter
 	SD_STAT_SUBSCRIPTIONS_ENDED,	/* from the server's side, with a message */
 	SD_STAT_SUBSCRIPTIONS_EXPIRED,	/* of these by idle time or lifetime */
 	SD_STAT_DISPATCH_ERRORS,	/* errors outside of resolvers */
+	SD_STAT_POLICY_ERRORS,		/* errors and timeouts of policies */
 	SD_STAT_DENIED_CHANNEL,
 	SD_STAT_DENIED_RLS,
 	SD_STAT_DENIED_ROW_FILTER,

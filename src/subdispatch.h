@@ -20,7 +20,7 @@
  *	                  json_compose.c: objects from parts, and their text;
  *	                  event_wire.c: as text for other servers, wire.c: its form)
  *	  audience.c      which streams an event concerns
- *	  respond.c       what they get
+ *	  respond.c       what they get (allowance.c: whether they may have more)
  *	  visibility.c    who may still subscribe: grants.c (grants on channels,
  *	                  grants_sql.c)
  *	  visible.c       what an identity sees of it: rls.c (row-level security,

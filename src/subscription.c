@@ -286,6 +286,7 @@ typedef enum CreateResult
 	NO_MEMORY,
 	ID_IN_USE,
 	TOO_MANY,					/* max_subscriptions */
+	TOO_MANY_CONSUMERS,
 	TOO_MANY_CONNECTION,
 	TOO_MANY_USER,
 	TOO_MANY_ROLE
@@ -313,9 +314,12 @@ get_parts(const SdSubscribe *what, SdDatabase *db, Parts *p)
 		return NO_MEMORY;
 	if (what->consumer)
 	{
-		p->consumer = registry_get_consumer(what->owner, what->consumer, &p->consumer_is_new);
+		bool		too_many;
+
+		p->consumer = registry_get_consumer(what->owner, what->consumer, &p->consumer_is_new,
+											&too_many);
 		if (p->consumer == NULL)
-			return NO_MEMORY;
+			return too_many ? TOO_MANY_CONSUMERS : NO_MEMORY;
 	}
 	if (what->connection_id)
 	{
@@ -416,6 +420,9 @@ report(CreateResult result, const SdSubscribe *what)
 					 errmsg("too many subscriptions"),
 					 errdetail("The server has its %d subscriptions.", subdispatch_max_subscriptions),
 					 errhint("Increase subdispatch.max_subscriptions.")));
+			break;
+		case TOO_MANY_CONSUMERS:
+			registry_too_many_consumers();
 			break;
 		case TOO_MANY_CONNECTION:
 			ereport(ERROR,

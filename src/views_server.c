@@ -4,8 +4,10 @@
  *	  The functions behind the views stats and workers, and what metrics()
  *	  shows as well.
  *
- * Counters are everybody's to see, but what was denied is pg_monitor's, as are
- * the workers; stats is about the current database, workers shows all.
+ * Both are pg_monitor's.  Of stats others see the row, with nothing in it: each
+ * counter tells what has become of events that they may not see, such as how
+ * many filters of other roles' subscriptions one has passed.  stats is about
+ * the current database, workers shows all.
  *
  * Locks: database_lock in shared mode for workers, else none.
  *
@@ -47,10 +49,17 @@ subdispatch_show_stats(PG_FUNCTION_ARGS)
 	stats_sum(database_get(false, true), sum);
 	for (int i = 0; i < SD_STAT_COUNTERS; i++)
 	{
-		if (i >= SD_STAT_DENIED_CHANNEL && !monitor)
-			row_put_null(&row);
-		else
+		if (monitor)
 			row_put_int8(&row, sum->counters[i]);
+		else
+			row_put_null(&row);
+	}
+	if (!monitor)
+	{
+		while (row.n < rsinfo->setDesc->natts)
+			row_put_null(&row);
+		row_store(rsinfo, &row);
+		return (Datum) 0;
 	}
 	row_put_int8(&row, sum->dispatch_time_us);
 	row_put_int8(&row, views_dispatch_quantile(sum, 0.5));

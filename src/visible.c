@@ -271,7 +271,7 @@ ask_policies(DispatchEvent *e, SdIdentity *identity, RlsView *view)
 	bool		careful = e->careful || suspects[identity->serial % SUSPECTS] == identity->serial;
 
 	evaluating = identity->serial;
-	rls_view(e->ev, visible_rights(identity), !careful, subdispatch_resolver_timeout, view);
+	rls_view(e, identity, visible_rights(identity), !careful, subdispatch_resolver_timeout, view);
 	evaluating = 0;
 }
 

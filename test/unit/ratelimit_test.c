@@ -109,6 +109,23 @@ test_changes(void)
 	is_int(take_many(&b, 1, 100, 50 * S, 100), 50, "at the rate");
 }
 
+static void
+test_give_back(void)
+{
+	TokenBucket b;
+
+	ratelimit_init(&b, 1, 3, 0);
+	ratelimit_give_back(&b, 1, 3);
+	is_int(take_many(&b, 1, 3, 0, 100), 3, "a full bucket takes nothing back");
+	ratelimit_give_back(&b, 1, 3);
+	is_int(take_many(&b, 1, 3, 0, 100), 1, "an empty one does");
+	ratelimit_give_back(&b, 1, 3);
+	is_int(take_many(&b, 1, 3, 1 * S + S / 2, 100), 2, "beside what has come in");
+	is_int(take_many(&b, 1, 3, 2 * S, 100), 1, "of which it loses nothing");
+	ratelimit_give_back(&b, 0, 3);
+	is_int(take_many(&b, 1, 3, 2 * S, 100), 0, "without a limit nothing was taken");
+}
+
 /* No drift: a million uneven steps let through what one long step would. */
 static void
 test_drift(void)
@@ -200,6 +217,7 @@ main(void)
 	test_basics();
 	test_clock();
 	test_changes();
+	test_give_back();
 	test_drift();
 	test_random();
 	return done();
