@@ -3,7 +3,7 @@ SET client_min_messages = warning;
 CREATE TABLE tst.expected (name text, boot_val text);
 INSERT INTO tst.expected VALUES ('event_bus', 'memory'), ('dispatchers', '2'), ('max_subscriptions', NULL), ('shared_memory_size', NULL), ('event_queue_size', NULL), ('max_event_size', '1MB'), ('publish_timeout', '1s'),
   ('on_queue_full', 'error'), ('listen_channels', '*'), ('max_listen_channels', '1000'), ('resolver_timeout', '1s'), ('resolver_max_timeouts', '3'), ('max_pending', '1000'), ('max_pending_bytes', '10MB'), ('overflow', 'drop_oldest'),
-  ('max_subscriptions_per_connection', '50'), ('max_subscription_size', '64kB'), ('subscription_idle_timeout', '10min'), ('subscription_max_lifetime', '24h'), ('context_settings', ''), ('omit_null_errors', 'off'), ('include_event_id', 'off'), ('mask_errors', 'off');
+  ('max_subscriptions_per_connection', '50'), ('max_subscription_size', '64kB'), ('subscription_idle_timeout', '10min'), ('subscription_max_lifetime', '24h'), ('context_settings', ''), ('omit_null_errors', 'off'), ('include_event_id', 'off'), ('event_history_size', '4MB'), ('mask_errors', 'off');
 -- Missing, undescribed, or with another default than the documented one. Sizes and times are compared in their unit.
 CREATE FUNCTION tst.amount(value text, unit text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN

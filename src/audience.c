@@ -30,6 +30,7 @@ static SdStream **pins = NULL;
 static int	npins = 0;
 static int	pins_size = 0;
 static SdChannel *pinned_channel = NULL;
+static uint64 last_shown = 0;	/* id of an event */
 
 /* ---- pins ---- */
 
@@ -222,6 +223,8 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	channel = channel_lookup(dispatch_db->dboid, name, len, hash);
+	if (channel && channel->nstreams == 0)
+		channel = NULL;			/* it lingers */
 	if (channel)
 		pg_atomic_fetch_add_u32(&channel->refs, 1);
 	LWLockRelease(&sd_shared->registry_lock);
@@ -246,10 +249,15 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 	audience_unpin_channel();
 }
 
+uint64
+audience_last_shown(void)
+{
+	return last_shown;
+}
+
 void
 audience_visit(DispatchEvent *e, AudienceVisitor visit)
 {
-	static uint64 last_shown = 0;
 	uint32		star = channel_hash(SD_STAR, 1);
 
 	/* Ids rise; a batch that is done again, or in parts, shows some again. */

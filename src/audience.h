@@ -20,6 +20,9 @@ typedef void (*AudienceVisitor) (DispatchEvent *e, SdStream *stream);
  */
 extern void audience_visit(DispatchEvent *e, AudienceVisitor visit);
 
+/* The highest id of an event that this process has shown to anybody; 0: none. */
+extern uint64 audience_last_shown(void);
+
 /* A TRUNCATE has no row: filters have nothing to look at and let it pass. */
 extern bool audience_ignores_filters(const DispatchEvent *e);
 

@@ -38,6 +38,12 @@ extern void bus_give_back_ticket(SdDatabase *db);
 /* Links blocks (dlist of SdBlock by node); cannot fail.  Wakes dispatchers. */
 extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events);
 
+/*
+ * An id that no event has: above all that were given by now, below all that
+ * will be.  Takes order_lock.
+ */
+extern uint64 bus_take_id(SdDatabase *db);
+
 /* ---- memory bus: dispatcher ---- */
 
 /* Returns whether this dispatcher has something in hand. */

@@ -32,6 +32,7 @@
 #include "bus.h"
 #include "bus_listen.h"
 #include "grants.h"
+#include "history.h"
 #include "subscription.h"
 #include "walk.h"
 
@@ -42,6 +43,8 @@
 typedef struct Channel
 {
 	char		name[NAMEDATALEN];
+	bool		lingers;		/* wanted only as long as there are places */
+	bool		leaves;			/* to be UNLISTENed */
 } Channel;
 
 /* All of this is the process's own. */
@@ -148,22 +151,26 @@ collect_wanted(SdWalk *walk, SdHashNode *node)
 {
 	SdChannel  *channel = (SdChannel *) node;
 	WantedWalk *w = walk->arg;
-	char	   *row;
+	Channel    *row;
 
 	if (!is_mine(channel, w->dispatcher) || channel->namelen >= NAMEDATALEN)
 		return;
 	row = walk_row(walk);
-	if (row)
-		memcpy(row, channel->name, channel->namelen + 1);
+	if (row == NULL)
+		return;
+	memcpy(row->name, channel->name, channel->namelen + 1);
+	row->lingers = channel_lingers(channel);
 }
 
 static void
-emit_wanted(SdWalk *walk, void *row)
+emit_wanted(SdWalk *walk, void *r)
 {
 	WantedWalk *w = walk->arg;
+	Channel    *row = r;
 
-	if (notify_covers(row))
-		(void) hash_search(w->wanted, row, HASH_ENTER, NULL);
+	if (!notify_covers(row->name))
+		return;
+	((Channel *) hash_search(w->wanted, row->name, HASH_ENTER, NULL))->lingers = row->lingers;
 }
 
 static HTAB *
@@ -180,7 +187,7 @@ find_wanted(int dispatcher)
 	grants_refresh();
 	w.wanted = make_channel_table("subdispatch channels wanted", CurrentMemoryContext);
 	walk.table = &sd_shared->channels;
-	walk.row_size = NAMEDATALEN;
+	walk.row_size = sizeof(Channel);
 	walk.collect = collect_wanted;
 	walk.emit = emit_wanted;
 	walk.arg = &w;
@@ -216,28 +223,53 @@ claim_place(SdDatabase *db, SdDispatcher *disp)
 	return false;
 }
 
-/* Queues an UNLISTEN for each channel not wanted, or beyond a lowered limit. */
+/* How many channels with subscriptions are still to be LISTENed on. */
+static uint32
+count_asked(HTAB *wanted)
+{
+	HASH_SEQ_STATUS seq;
+	Channel    *channel;
+	uint32		n = 0;
+
+	hash_seq_init(&seq, wanted);
+	while ((channel = hash_seq_search(&seq)) != NULL)
+		n += !channel->lingers && !hash_search(listened, channel->name, HASH_FIND, NULL);
+	return n;
+}
+
+/*
+ * Queues an UNLISTEN for each channel not wanted, for lingering ones as far as
+ * others need their places, and for any beyond a lowered limit.
+ */
 static List *
 plan_unlisten(SdDatabase *db, SdDispatcher *disp, HTAB *wanted)
 {
-	uint32		excess = count_listening(db);
+	uint32		limit = (uint32) subdispatch_max_listen_channels;
+	uint32		n = count_listening(db);
+	uint32		asked = count_asked(wanted);
 	List	   *names = NIL;
 	HASH_SEQ_STATUS seq;
 	Channel    *channel;
 
-	excess -= Min(excess, (uint32) subdispatch_max_listen_channels);
-	hash_seq_init(&seq, listened);
-	while ((channel = hash_seq_search(&seq)) != NULL)
+	for (int pass = 0; pass < 3; pass++)
 	{
-		if (hash_search(wanted, channel->name, HASH_FIND, NULL))
+		hash_seq_init(&seq, listened);
+		while ((channel = hash_seq_search(&seq)) != NULL)
 		{
-			if (excess == 0)
+			Channel    *want = hash_search(wanted, channel->name, HASH_FIND, NULL);
+
+			if (pass == 0)
+				channel->leaves = false;
+			if (channel->leaves ||
+				!(pass == 0 ? want == NULL :
+				  pass == 1 ? want->lingers && n + asked > limit : n > limit))
 				continue;
-			refused_any = true;
+			refused_any |= pass == 2;
+			channel->leaves = true;
+			n--;
+			pg_atomic_fetch_sub_u32(&disp->nlistening, 1);
+			names = lappend(names, pstrdup(channel->name));
 		}
-		excess -= Min(excess, 1);
-		pg_atomic_fetch_sub_u32(&disp->nlistening, 1);
-		names = lappend(names, pstrdup(channel->name));
 	}
 	return names;
 }
@@ -252,7 +284,7 @@ plan_listen(SdDatabase *db, SdDispatcher *disp, HTAB *wanted)
 	hash_seq_init(&seq, wanted);
 	while ((channel = hash_seq_search(&seq)) != NULL)
 	{
-		if (hash_search(listened, channel->name, HASH_FIND, NULL))
+		if (channel->lingers || hash_search(listened, channel->name, HASH_FIND, NULL))
 			continue;
 		if (claim_place(db, disp))
 			names = lappend(names, pstrdup(channel->name));

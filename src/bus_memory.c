@@ -15,7 +15,7 @@
  *		 the dispatchers' queues and gives the events their ids: this is the
  *		 order of dispatch.
  *	  4. The dispatcher takes its queue in hand, dispatches it block by block,
- *		 and frees each.  Blocks in hand outlive their dispatcher: the one that
+ *		 and keeps each in its history.  Blocks in hand outlive their dispatcher: the one that
  *		 follows finds them.
  *
  * THE ORDER.  A transaction A becomes visible before its callback links its
@@ -67,6 +67,7 @@
 #include "utils/timestamp.h"
 
 #include "bus.h"
+#include "history.h"
 #include "shmem.h"
 
 #define MAX_EVENT_ID		(UINT64CONST(1) << 53)
@@ -370,6 +371,18 @@ move_to_queues(SdDatabase *db, uint64 bound, uint64 upto, uint64 now)
 	return mask;
 }
 
+uint64
+bus_take_id(SdDatabase *db)
+{
+	uint64		now = (uint64) (GetCurrentTimestamp() + UNIX_EPOCH_US);
+	uint64		id;
+
+	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
+	id = db->last_id = Max(db->last_id + 1, now);
+	LWLockRelease(&db->order_lock);
+	return id;
+}
+
 /* Puts all of "from" behind what is in "to". */
 static void
 append_list(dlist_head *to, dlist_head *from)
@@ -431,7 +444,7 @@ bus_sequence(SdDatabase *db, int dispatcher)
 
 /*
  * The dispatcher is done with a block in its hand; all that it led to can be
- * read.  Frees it.  Takes order_lock.
+ * read.  It goes into the history.  Takes order_lock.
  */
 void
 bus_done(SdDatabase *db, int dispatcher, SdBlock *block)
@@ -446,7 +459,7 @@ bus_done(SdDatabase *db, int dispatcher, SdBlock *block)
 
 	pg_atomic_write_u64(&me->done_id, block->base_id + block->last_ordinal);
 	pg_atomic_fetch_sub_u64(&me->queue_events, block->nevents);
-	sd_free(block);
+	history_keep(db, dispatcher, block);
 	bus_release(db, dispatcher, bytes);
 	ConditionVariableBroadcast(&db->changed);
 }

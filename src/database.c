@@ -63,6 +63,10 @@ init_dispatcher(SdDispatcher *disp)
 	pg_atomic_init_u32(&disp->marker_done, 0);
 	pg_atomic_init_u32(&disp->gap_requests, 0);
 	pg_atomic_init_u32(&disp->nlistening, 0);
+	dlist_init(&disp->history.blocks);
+	disp->history.pin = NULL;
+	disp->history.hint = NULL;
+	pg_atomic_init_u64(&disp->history.bytes, 0);
 	disp->current_id = 0;
 	disp->current_resolver = InvalidOid;
 	disp->current_identity = 0;
@@ -72,7 +76,7 @@ init_dispatcher(SdDispatcher *disp)
 }
 
 /*
- * All of a slot but what outlives its database: the lock, the condition
+ * All of a slot but what outlives its database: the locks, the condition
  * variables and the generation.  Nobody else may be using the slot.
  */
 static void
@@ -90,7 +94,13 @@ init_database(SdDatabase *db)
 	pg_atomic_init_u32(&db->nstar, 0);
 	pg_atomic_init_u64(&db->last_needed, 0);
 	for (int i = 0; i < SD_SKETCH_SIZE; i++)
+	{
 		pg_atomic_init_u32(&db->sketch[i], 0);
+		pg_atomic_init_u64(&db->gone[i], 0);
+	}
+	pg_atomic_init_u64(&db->gone_star, 0);
+	dlist_init(&db->lingering);
+	pg_atomic_init_u32(&db->nlingering, 0);
 	for (int i = 0; i < SD_MAX_DISPATCHERS; i++)
 		init_dispatcher(&db->dispatchers[i]);
 	stats_init(&db->stats);
@@ -106,7 +116,10 @@ database_init_all(void)
 		LWLockInitialize(&db->order_lock, sd_tranche_order);
 		ConditionVariableInit(&db->changed);
 		for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+		{
 			ConditionVariableInit(&db->dispatchers[d].room);
+			LWLockInitialize(&db->dispatchers[d].history.lock, sd_tranche_history);
+		}
 		db->generation = 0;
 		init_database(db);
 	}

@@ -28,6 +28,17 @@ typedef enum SdWorkerState
 	SD_WORKER_BROKEN			/* was started, but ended before it was ready */
 } SdWorkerState;
 
+/* Dispatched events that are kept; see history.c. */
+typedef struct SdHistory
+{
+	LWLock		lock;
+	/* lock */
+	dlist_head	blocks;			/* SdBlocks in the order of their event ids */
+	struct SdBlock *pin;		/* a walk is there: it and those after it stay */
+	struct SdBlock *hint;		/* where the last walk was */
+	pg_atomic_uint64 bytes;		/* written under lock, read by anybody */
+} SdHistory;
+
 typedef struct SdDispatcher
 {
 	/* order_lock of the database */
@@ -71,6 +82,7 @@ typedef struct SdDispatcher
 	uint64		fault_id;		/* see dispatch_fault() */
 	TimestampTz started_at;		/* atomic enough for a view */
 
+	SdHistory	history;
 	ConditionVariable room;		/* publishers that wait for room */
 	SdStats		stats;			/* single writer */
 } SdDispatcher;
@@ -97,6 +109,14 @@ typedef struct SdDatabase
 	pg_atomic_uint32 nstar;		/* of these on '*' */
 	pg_atomic_uint64 last_needed;	/* TimestampTz: when it last had any */
 	pg_atomic_uint32 sketch[SD_SKETCH_SIZE];
+
+	/* registry_lock */
+	dlist_head	lingering;		/* SdChannels, the longest first; linger.c */
+	pg_atomic_uint32 nlingering;
+
+	/* the highest event ids that were given up: by channel hash, of '*' */
+	pg_atomic_uint64 gone[SD_SKETCH_SIZE];
+	pg_atomic_uint64 gone_star;
 
 	ConditionVariable changed;	/* a worker's state changed, a batch ended */
 	SdDispatcher dispatchers[SD_MAX_DISPATCHERS];

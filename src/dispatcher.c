@@ -50,6 +50,7 @@
 
 #include "bus.h"
 #include "dispatcher.h"
+#include "history.h"
 #include "ratelimit.h"
 #include "resolver.h"
 #include "security.h"
@@ -400,6 +401,7 @@ handle_requests(void)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 		fix_lock_timeout();
+		history_trim(my_db, my_index);
 	}
 	step_failures[STEP_REQUESTS] = 0;
 }

@@ -20,6 +20,7 @@
 #include "utils/timestamp.h"
 
 #include "dispatcher.h"
+#include "history.h"
 #include "shmem.h"
 
 static SdDatabase *place_db = NULL;
@@ -104,8 +105,12 @@ place_leave_if_not_wanted(void)
 		pg_atomic_write_u32(&place->state, SD_WORKER_NONE);
 	LWLockRelease(&sd_shared->database_lock);
 
-	if (leave)
-		proc_exit(0);
+	if (!leave)
+		return;
+	/* Nobody will resume; during a pause it is kept for the successor. */
+	if (pg_atomic_read_u32(&place_db->wanted) == 0)
+		history_clear(place_db, (int) (place - place_db->dispatchers));
+	proc_exit(0);
 }
 
 /*

@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 
 #include "ack.h"
+#include "history.h"
 #include "registry.h"
 
 #define ENDS_PER_LOCK	32		/* keeps the lock's hold time short */
@@ -552,6 +553,7 @@ subscription_sweep(SdDatabase *db)
 	}
 	pfree(swept);
 	registry_sweep_consumers(db->dboid, now);
+	linger_sweep(db, now);
 }
 
 /*
@@ -561,6 +563,7 @@ subscription_sweep(SdDatabase *db)
 void
 subscription_purge_database(Oid dboid)
 {
+	SdDatabase *db = database_find(dboid);
 	SdHash	   *table = &sd_shared->subscriptions;
 	uint32		b = 0;
 
@@ -584,4 +587,6 @@ subscription_purge_database(Oid dboid)
 		registry_unlock();
 	}
 	registry_purge_consumers(dboid);
+	if (db != NULL)
+		linger_purge(db);
 }

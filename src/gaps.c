@@ -15,6 +15,8 @@
  */
 #include "postgres.h"
 
+#include "audience.h"
+#include "bus.h"
 #include "dispatch.h"
 #include "dispatcher.h"
 #include "registry.h"
@@ -24,6 +26,21 @@
 
 static SdDatabase *db;
 static int	me;
+
+/*
+ * Whoever comes back to the channel and has seen no event after those shown by
+ * now does not know of the gap.
+ */
+static void
+note_for_those_who_resume(SdChannel *channel)
+{
+	uint64		shown = audience_last_shown();
+
+	if (shown == 0)				/* not by this process */
+		shown = bus_take_id(db);
+	if (pg_atomic_read_u64(&channel->kept_from) <= shown)
+		pg_atomic_write_u64(&channel->kept_from, shown + 1);
+}
 
 /* A channel of mine in the bucket that has gaps to tell, pinned, or NULL. */
 static SdChannel *
@@ -36,6 +53,7 @@ gapped_in(uint32 bucket)
 		if (channel->dboid == db->dboid && channel->dispatcher == me &&
 			pg_atomic_exchange_u32(&channel->gaps, 0) > 0)
 		{
+			note_for_those_who_resume(channel);
 			pg_atomic_fetch_add_u32(&channel->refs, 1);
 			return channel;
 		}

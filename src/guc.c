@@ -35,6 +35,7 @@ int			subdispatch_dispatchers = 2;
 int			subdispatch_max_subscriptions = 10000;
 int			subdispatch_shared_memory_size = 64 * 1024;
 int			subdispatch_event_queue_size = 16 * 1024;
+int			subdispatch_event_history_size = 4 * 1024;
 int			subdispatch_max_event_size = 1024 * 1024;
 int			subdispatch_publish_timeout = 1000;
 int			subdispatch_on_queue_full = SD_FULL_ERROR;
@@ -187,6 +188,11 @@ define_publishing(void)
 static void
 define_dispatching(void)
 {
+	define_int("subdispatch.event_history_size",
+			   "How much the dispatched events may take that one dispatcher keeps for subscriptions that resume.",
+			   "The memory comes from subdispatch.shared_memory_size, and is given up when anything else needs it. "
+			   "0 keeps none.",
+			   &subdispatch_event_history_size, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_KB);
 	define_int("subdispatch.resolver_timeout",
 			   "The time that one call of a resolver may take.",
 			   "Policies and waiting for locks count, too. The subscriptions that share the call get an error.",

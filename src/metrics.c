@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "utils/json.h"
 
+#include "history.h"
 #include "views.h"
 
 PG_FUNCTION_INFO_V1(subdispatch_metrics);
@@ -56,6 +57,7 @@ static const char *const mem_kinds[SD_MEM_KINDS] =
 	[SD_MEM_EVENT] = "event",
 	[SD_MEM_SUBSCRIPTION] = "subscription",
 	[SD_MEM_RESPONSE] = "response",
+	[SD_MEM_HISTORY] = "history",
 };
 
 static void
@@ -179,6 +181,12 @@ dispatcher_listening(SdDispatcher *d)
 	return pg_atomic_read_u32(&d->nlistening);
 }
 
+static uint64
+dispatcher_history(SdDispatcher *d)
+{
+	return history_bytes(d);
+}
+
 /* A gauge with a sample for each of the database's dispatchers. */
 static void
 metrics_dispatchers(StringInfo out, SdDatabase *database, const char *db,
@@ -230,6 +238,13 @@ subdispatch_metrics(PG_FUNCTION_ARGS)
 						"Bytes in the dispatcher's queue, reserved ones included.", dispatcher_bytes);
 	metrics_dispatchers(&out, database, db, "listening_channels",
 						"Channels that the dispatcher listens on for NOTIFY.", dispatcher_listening);
+	metrics_dispatchers(&out, database, db, "history_bytes",
+						"Bytes of events that the dispatcher keeps for subscriptions that resume.",
+						dispatcher_history);
+	head(&out, "lingering_channels", "gauge",
+		 "Channels without subscriptions whose events still go into the history.");
+	sample(&out, "lingering_channels", db,
+		   database ? pg_atomic_read_u32(&database->nlingering) : 0);
 	head(&out, "queue_size_bytes", "gauge", "Bytes that fit into the queue of each dispatcher.");
 	sample(&out, "queue_size_bytes", "", (uint64) subdispatch_event_queue_size * 1024);
 	head(&out, "launcher_up", "gauge", "Whether the launcher runs.");

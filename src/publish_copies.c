@@ -104,6 +104,26 @@ look_up(Lookup *lookup, const SdEvent *ev)
 	lookup->last = ev;
 }
 
+static bool
+has_subscriptions(const SdChannel *channel)
+{
+	return channel && channel->nsubscriptions > 0;
+}
+
+/*
+ * Takes one copy back unless one of the channels that it serves has a
+ * subscription.  If one lingers the event becomes a gap in its history.
+ */
+static void
+take_back(Pending *p, uint8 copy, const SdChannel *channel, const SdChannel *other)
+{
+	if ((p->copies & copy) == 0 || has_subscriptions(channel) || has_subscriptions(other))
+		return;
+	p->copies &= ~copy;
+	if (channel || other)
+		p->gap |= copy;
+}
+
 void
 copies_choose_exactly(PublishTx *tx)
 {
@@ -121,10 +141,8 @@ copies_choose_exactly(PublishTx *tx)
 			if (p->copies == 0)
 				continue;
 			look_up(&lookup, p->ev);
-			if (lookup.channel == NULL && !(serves_both && lookup.star))
-				p->copies &= ~COPY_HOME;
-			if (lookup.star == NULL)
-				p->copies &= ~COPY_STAR;
+			take_back(p, COPY_HOME, lookup.channel, serves_both ? lookup.star : NULL);
+			take_back(p, COPY_STAR, lookup.star, NULL);
 		}
 		LWLockRelease(&sd_shared->registry_lock);
 	}
@@ -151,7 +169,7 @@ add_gap(SdChannel *channel, uint32 *mask)
 	pg_atomic_fetch_add_u32(&channel->gaps, 1);
 	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].gap_requests, 1);
 	*mask |= dispatcher_bit(channel->dispatcher);
-	return true;
+	return channel->nsubscriptions > 0;
 }
 
 /* Caller holds registry_lock. */

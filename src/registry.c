@@ -23,6 +23,8 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "bus.h"
+#include "history.h"
 #include "registry.h"
 
 static uint32
@@ -348,12 +350,18 @@ channel_lookup(Oid dboid, const char *name, Size len, uint32 hash)
 	return (SdChannel *) sd_hash_find(&sd_shared->channels, hash, channel_match, &key);
 }
 
-/* The dispatcher shall look again at which channels to LISTEN on. */
-static void
-listen_anew(SdChannel *channel)
+void
+registry_listen_anew(SdChannel *channel)
 {
 	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].listen_requests, 1);
 	database_wake(channel->db, channel->dispatcher);
+}
+
+/* Takes an id that is above all that were given, and below those to come. */
+void
+registry_keep_from_now(SdChannel *channel)
+{
+	pg_atomic_write_u64(&channel->kept_from, bus_take_id(channel->db));
 }
 
 static SdChannel *
@@ -378,21 +386,29 @@ get_channel(const char *name, SdDatabase *db)
 	pg_atomic_init_u32(&channel->gaps, 0);
 	pg_atomic_init_u64(&channel->events, 0);
 	pg_atomic_init_u32(&channel->listening, 0);
+	pg_atomic_init_u64(&channel->kept_from, 0);
 	channel->namelen = len;
 	memcpy(channel->name, name, len + 1);
 	sd_hash_insert(&sd_shared->channels, &channel->hnode, hash);
-	listen_anew(channel);
+	registry_keep_from_now(channel);
+	registry_listen_anew(channel);
 	return channel;
+}
+
+void
+registry_remove_channel(SdChannel *channel)
+{
+	Assert(channel->nstreams == 0);
+	sd_hash_remove(&sd_shared->channels, &channel->hnode);
+	registry_listen_anew(channel);
+	channel_unref(channel);
 }
 
 static void
 drop_channel(SdChannel *channel)
 {
-	if (channel->nstreams > 0)
-		return;
-	sd_hash_remove(&sd_shared->channels, &channel->hnode);
-	listen_anew(channel);
-	channel_unref(channel);
+	if (channel->nstreams == 0 && !channel_lingers(channel))
+		registry_remove_channel(channel);
 }
 
 /*
@@ -575,6 +591,8 @@ registry_get_stream(const SdSubscribe *what, SdDatabase *db)
 	}
 	stream->nsubscriptions++;
 	count_channel(stream->channel, 1);
+	if (channel_lingers(stream->channel))
+		linger_revive(stream->channel);
 	return stream;
 }
 
@@ -582,6 +600,9 @@ void
 registry_leave_stream(SdStream *stream)
 {
 	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
+	/* First, so that publishers find it counted all the time. */
+	if (stream->nsubscriptions == 1 && stream->channel->nstreams == 1)
+		linger_begin(stream->channel);
 	count_channel(stream->channel, -1);
 	if (--stream->nsubscriptions > 0)
 		return;

@@ -56,6 +56,15 @@ extern bool pause_applies(SdConnection *connection, const SdConsumer *consumer);
 /* Frees what is said of the connection beyond itself. */
 extern void pause_forget(SdConnection *connection);
 
+/* ---- for linger.c ---- */
+
+/* A channel without streams leaves the registry. */
+extern void registry_remove_channel(SdChannel *channel);
+/* The dispatcher shall look again at which channels to LISTEN on. */
+extern void registry_listen_anew(SdChannel *channel);
+/* What was before now may be missing on the channel. */
+extern void registry_keep_from_now(SdChannel *channel);
+
 /*
  * The quotas of a new identity, with a reference to each: the user's (NULL
  * without a user_key) and the role's.  False without memory.

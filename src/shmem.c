@@ -8,10 +8,12 @@
  * it, a DSA area created in place that is never allowed to grow.  All that
  * comes and goes (events, subscriptions, responses) is allocated from that
  * area by sd_alloc(), which counts bytes by kind and never raises an error.
+ * When the area is full it has history.c give up old events.
  *
  * Pointers in shared structures are plain ones: see shmem.h.
  *
- * Locks: DSA's own, inside of sd_alloc() and sd_free().
+ * Locks: DSA's own, inside of sd_alloc() and sd_free(); inside of sd_alloc()
+ * those of history.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,6 +30,7 @@
 #include "utils/dsa.h"
 #include "utils/memutils.h"
 
+#include "history.h"
 #include "shmem.h"
 
 SdShared   *sd_shared = NULL;
@@ -38,6 +41,7 @@ int			sd_tranche_ids;
 int			sd_tranche_stream;
 int			sd_tranche_consumer;
 int			sd_tranche_order;
+int			sd_tranche_history;
 static int	tranche_dsa;
 
 static dsa_area *area = NULL;	/* this process's handle */
@@ -183,6 +187,7 @@ startup(void)
 	sd_tranche_stream = LWLockNewTrancheId();
 	sd_tranche_consumer = LWLockNewTrancheId();
 	sd_tranche_order = LWLockNewTrancheId();
+	sd_tranche_history = LWLockNewTrancheId();
 	tranche_dsa = LWLockNewTrancheId();
 	LWLockRegisterTranche(sd_tranche_database, "SubdispatchDatabase");
 	LWLockRegisterTranche(sd_tranche_registry, "SubdispatchRegistry");
@@ -190,6 +195,7 @@ startup(void)
 	LWLockRegisterTranche(sd_tranche_stream, "SubdispatchStream");
 	LWLockRegisterTranche(sd_tranche_consumer, "SubdispatchConsumer");
 	LWLockRegisterTranche(sd_tranche_order, "SubdispatchOrder");
+	LWLockRegisterTranche(sd_tranche_history, "SubdispatchHistory");
 	LWLockRegisterTranche(tranche_dsa, "SubdispatchMemory");
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
@@ -245,7 +251,9 @@ sd_alloc(SdMemKind kind, Size size)
 	AllocHeader *h;
 
 	Assert(area != NULL);
-	dp = dsa_allocate_extended(area, total, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO | DSA_ALLOC_HUGE);
+	do
+		dp = dsa_allocate_extended(area, total, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO | DSA_ALLOC_HUGE);
+	while (!DsaPointerIsValid(dp) && history_reclaim(total));
 	if (!DsaPointerIsValid(dp))
 	{
 		pg_atomic_fetch_add_u64(&sd_shared->mem_failures, 1);
@@ -275,6 +283,16 @@ sd_free(void *ptr)
 		area_base = (char *) sd_shared->dsa_place;
 	pg_atomic_fetch_sub_u64(&sd_shared->mem_used[h->kind], h->size);
 	dsa_free(area, (dsa_pointer) ((char *) h - area_base));
+}
+
+void
+sd_count_as(void *ptr, SdMemKind kind)
+{
+	AllocHeader *h = (AllocHeader *) ptr - 1;
+
+	pg_atomic_fetch_sub_u64(&sd_shared->mem_used[h->kind], h->size);
+	h->kind = kind;
+	pg_atomic_fetch_add_u64(&sd_shared->mem_used[kind], h->size);
 }
 
 void *

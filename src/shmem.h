@@ -48,16 +48,19 @@ typedef enum SdMemKind
 	SD_MEM_EVENT,				/* events between commit and dispatch */
 	SD_MEM_SUBSCRIPTION,		/* subscriptions, streams, identities, ... */
 	SD_MEM_RESPONSE,			/* responses, rings */
+	SD_MEM_HISTORY,				/* what is kept for those who resume */
 	SD_MEM_KINDS
 } SdMemKind;
 
 /*
  * sd_alloc returns MAXALIGNed, zeroed memory, or NULL when shared memory is
  * used up; it never raises an error, so it may be called under an LWLock and
- * after a commit.  sd_free gives it back.  Bytes are counted per kind.
+ * after a commit.  What is kept for those who resume is given up before
+ * that.  sd_free gives it back.  Bytes are counted per kind.
  */
 extern void *sd_alloc(SdMemKind kind, Size size);
 extern void sd_free(void *ptr);
+extern void sd_count_as(void *ptr, SdMemKind kind);	/* from now on */
 extern void *sd_dup(SdMemKind kind, const void *src, Size size);
 
 /* Raises 53200 with the setting to change.  Call it holding no lock. */
@@ -132,6 +135,7 @@ extern int	sd_tranche_ids;
 extern int	sd_tranche_stream;
 extern int	sd_tranche_consumer;
 extern int	sd_tranche_order;
+extern int	sd_tranche_history;
 
 extern uint32 sd_hash_bytes(const void *data, Size len, uint32 seed);
 extern ConditionVariable *sd_wait_point(const void *thing);

@@ -133,7 +133,10 @@ typedef struct SdIndexPath
 	char		path[FLEXIBLE_ARRAY_MEMBER];	/* as filter_index_key gives it */
 } SdIndexPath;
 
-/* A channel that has subscriptions.  All under registry_lock but the atomics. */
+/*
+ * A channel that has subscriptions, or had (linger.c).  All under
+ * registry_lock but the atomics.
+ */
 typedef struct SdChannel
 {
 	SdHashNode	hnode;
@@ -144,7 +147,7 @@ typedef struct SdChannel
 	bool		star;
 	pg_atomic_uint32 refs;		/* the registry, streams, pins */
 	uint32		nsubscriptions; /* live ones */
-	uint32		nstreams;		/* live ones; 0: no longer in the registry */
+	uint32		nstreams;		/* live ones; 0: lingers, or no longer in the registry */
 	uint32		ncontext;		/* of these those with has_context */
 	uint32		nordinary;		/* and ordinary */
 	SdStreamVec plain;			/* streams without an equality filter */
@@ -153,6 +156,10 @@ typedef struct SdChannel
 	pg_atomic_uint32 gaps;		/* committed events lost, not yet told */
 	pg_atomic_uint64 events;	/* dispatched to it */
 	pg_atomic_uint32 listening; /* the dispatcher LISTENs on it */
+	pg_atomic_uint64 kept_from; /* before this id events may never have come here */
+	TimestampTz lingers_since;	/* 0: it has subscriptions */
+	bool		lingers_listened;	/* was LISTENed on then */
+	dlist_node	linger_node;	/* in SdDatabase->lingering */
 	uint32		namelen;
 	char		name[FLEXIBLE_ARRAY_MEMBER];
 } SdChannel;

@@ -16,6 +16,7 @@
  *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
  *	                  (dispatcher_place.c: when one starts and ends)
  *	  dispatch.c      one batch: transactions, errors, attempts
+ *	  history.c       dispatched events, kept for those who come back
  *	  event.c         an event as jsonb (event_image.c: row images;
  *	                  json_compose.c: objects from parts, and their text;
  *	                  event_wire.c: as text for other servers, wire.c: its form)
@@ -39,7 +40,8 @@
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
  *	  ending.c        how subscriptions end
  *	  registry.c      the channels, streams, identities they are made of
- *	                  (streamvec.c: arrays of streams)
+ *	                  (streamvec.c: arrays of streams; linger.c: channels that
+ *	                  nobody subscribes to any more)
  *	  owned.c         consumers, connections, quotas (pause.c: slow clients)
  *
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),
@@ -57,7 +59,8 @@
  *	  4. SdStream->lock				  a stream's entries, its readers' cursors
  *	  5. SdConsumer->mutex (spin)	  a consumer's ready list
  *	  6. SdDatabase->order_lock		  tickets, linked transactions, queues
- *	  7. DSA's own locks, latches, condition variables
+ *	  7. SdHistory->lock			  dispatched events that are kept
+ *	  8. DSA's own locks, latches, condition variables
  *
  * SdShared->database_lock (slots of databases) is taken before all of them.
  * No user code, no catalog access and no I/O happens while any is held.
@@ -106,6 +109,7 @@ extern int	subdispatch_dispatchers;
 extern int	subdispatch_max_subscriptions;
 extern int	subdispatch_shared_memory_size; /* kB */
 extern int	subdispatch_event_queue_size;	/* kB */
+extern int	subdispatch_event_history_size; /* kB */
 extern int	subdispatch_max_event_size; /* bytes */
 extern int	subdispatch_publish_timeout;	/* ms */
 extern int	subdispatch_on_queue_full;

@@ -443,7 +443,7 @@ collect_channel(SdWalk *walk, SdHashNode *node)
 	SdChannel  *channel = (SdChannel *) node;
 	ChannelRow *row;
 
-	if (channel->dboid != MyDatabaseId)
+	if (channel->dboid != MyDatabaseId || channel->nsubscriptions == 0)
 		return;
 	row = walk_row(walk);
 	if (row == NULL)

@@ -88,7 +88,10 @@ extern bool views_is_monitor(void);
 /* In microseconds. */
 extern uint64 views_dispatch_quantile(const SdStatsSum *sum, double q);
 
-/* Bytes of the whole server's subscriptions, events and responses. */
+/*
+ * Bytes of the whole server's subscriptions, events and responses; not of the
+ * history, which goes when anything else needs the memory.
+ */
 extern uint64 views_memory_used(void);
 extern uint64 views_memory_size(void);
 

@@ -86,7 +86,8 @@ views_memory_used(void)
 	uint64		used = 0;
 
 	for (int i = 0; i < SD_MEM_KINDS; i++)
-		used += pg_atomic_read_u64(&sd_shared->mem_used[i]);
+		if (i != SD_MEM_HISTORY)
+			used += pg_atomic_read_u64(&sd_shared->mem_used[i]);
 	return used;
 }
 
