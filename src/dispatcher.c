@@ -57,7 +57,7 @@
 #include "shmem.h"
 #include "subscription.h"
 
-#define SWEEP_INTERVAL		(SD_SECOND / 4)
+#define SWEEP_RETRY			(SD_SECOND / 4)	/* after an error in it */
 #define STEP_RETRY			(SD_SECOND / 10)	/* after a second failure */
 #define STATS_INTERVAL		SD_SECOND
 #define HELD_BACK_WAIT		1	/* ms */
@@ -318,10 +318,10 @@ step_sweep(void)
 	now = GetCurrentTimestamp();
 	if (now < next_sweep)
 		return;
-	next_sweep = now + SWEEP_INTERVAL;
+	next_sweep = now + SWEEP_RETRY;
 	if (!begin_step(STEP_SWEEP))
 		return;
-	subscription_sweep(my_db);
+	next_sweep = subscription_sweep(my_db);
 	place_retire_if_idle(now);
 	end_step();
 }

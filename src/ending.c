@@ -110,8 +110,8 @@ announce_end(SdSubscription *sub)
 }
 
 /* Ends it with a last message.  Caller holds registry_lock exclusive. */
-static void
-end_with_message(SdSubscription *sub, SdEnd end)
+void
+subscription_end_one(SdSubscription *sub, SdEnd end)
 {
 	SdStream   *stream = sub->stream;
 
@@ -226,7 +226,7 @@ subscription_end_stream(SdStream *stream, SdEnd end)
 	{
 		registry_lock_exclusive();
 		for (int i = 0; i < ENDS_PER_LOCK && (sub = any_of_stream(stream)) != NULL; i++)
-			end_with_message(sub, end);
+			subscription_end_one(sub, end);
 		registry_unlock();
 	} while (sub != NULL);
 }
@@ -293,7 +293,7 @@ subscription_complete(Oid owner, const char *id)
 	if (sub && !sub->structurally_ended)
 	{
 		live = true;
-		end_with_message(sub, SD_END_COMPLETE);
+		subscription_end_one(sub, SD_END_COMPLETE);
 	}
 	registry_unlock();
 	return live;
@@ -443,150 +443,4 @@ consumer_open(Oid owner, const char *name)
 	if (consumer == NULL)
 		sd_out_of_shared_memory();
 	return n;
-}
-
-/* ---- sweeping: idle and old subscriptions ---- */
-
-#define SWEEP_MAX		64
-
-typedef struct Swept
-{
-	Oid			owner;
-	uint64		serial;
-	SdEnd		end;			/* SD_END_NONE: forget it, it has ended before */
-	char		id[SD_MAX_NAME + 1];
-} Swept;
-
-/* What the sweep should do with one; caller holds its id lock. */
-static bool
-is_over(SdSubscription *sub, TimestampTz now, SdEnd *end)
-{
-	TimestampTz idle = (TimestampTz) subdispatch_subscription_idle_timeout * SD_SECOND;
-	TimestampTz life = (TimestampTz) subdispatch_subscription_max_lifetime * SD_SECOND;
-	TimestampTz polled = pg_atomic_read_u64(&sub->last_polled);
-
-	if (sub->consumer)
-		polled = Max(polled, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
-	*end = SD_END_NONE;
-	/* Its last message was read, but the reader failed before it forgot it. */
-	if (sub->structurally_ended && sub->end_told && !sub->end_held)
-		return true;
-	if (sub->structurally_ended)
-		return now > sub->ended_at + (idle > 0 ? idle : 600 * SD_SECOND);
-	if (life > 0 && now > sub->created_at + life)
-		*end = SD_END_LIFETIME;
-	else if (idle > 0 && now > polled + idle)
-		*end = SD_END_IDLE;
-	return *end != SD_END_NONE;
-}
-
-/*
- * Finds what is over in one partition.  registry_lock keeps consumers, the id
- * lock the subscriptions.
- */
-static int
-sweep_partition(Oid dboid, int partition, TimestampTz now, Swept *swept)
-{
-	SdHash	   *table = &sd_shared->subscriptions;
-	int			n = 0;
-
-	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-	LWLockAcquire(&sd_shared->id_locks[partition], LW_SHARED);
-	for (uint32 b = partition; b <= table->mask && n < SWEEP_MAX; b += SD_ID_PARTITIONS)
-		for (SdHashNode *node = table->buckets[b]; node && n < SWEEP_MAX; node = node->next)
-		{
-			SdSubscription *sub = (SdSubscription *) node;
-
-			if (subscription_database(sub) != dboid || !is_over(sub, now, &swept[n].end))
-				continue;
-			swept[n].owner = subscription_owner(sub);
-			swept[n].serial = sub->serial;
-			strcpy(swept[n].id, sub->strings);
-			n++;
-		}
-	LWLockRelease(&sd_shared->id_locks[partition]);
-	LWLockRelease(&sd_shared->registry_lock);
-	return n;
-}
-
-static void
-end_swept(Oid dboid, Swept *swept)
-{
-	SdSubscription *sub;
-	SdEnd		end;
-
-	registry_lock_exclusive();
-	sub = subscription_find(dboid, swept->owner, swept->id);
-	if (sub && sub->serial == swept->serial && is_over(sub, GetCurrentTimestamp(), &end))
-	{
-		if (sub->structurally_ended)
-			subscription_destroy(sub);
-		else
-			end_with_message(sub, end);
-	}
-	registry_unlock();
-}
-
-/*
- * With few subscriptions every call goes through all of them, with many
- * through a part.
- */
-void
-subscription_sweep(SdDatabase *db)
-{
-	static int	next = 0;
-	int			partitions = SD_ID_PARTITIONS;
-	TimestampTz now = GetCurrentTimestamp();
-	Swept	   *swept;
-
-	if (pg_atomic_read_u32(&sd_shared->nsubscriptions) > 100000)
-		partitions /= 16;
-	swept = palloc(sizeof(Swept) * SWEEP_MAX);
-	for (int i = 0; i < partitions; i++)
-	{
-		int			n = sweep_partition(db->dboid, next, now, swept);
-
-		for (int k = 0; k < n; k++)
-			end_swept(db->dboid, &swept[k]);
-		if (n < SWEEP_MAX)
-			next = (next + 1) % SD_ID_PARTITIONS;
-	}
-	pfree(swept);
-	registry_sweep_consumers(db->dboid, now);
-	linger_sweep(db, now);
-}
-
-/*
- * Called after a commit: raises nothing.  Subscriptions of the database go
- * without a word; whoever reads next finds that they are not there.
- */
-void
-subscription_purge_database(Oid dboid)
-{
-	SdDatabase *db = database_find(dboid);
-	SdHash	   *table = &sd_shared->subscriptions;
-	uint32		b = 0;
-
-	while (b <= table->mask)
-	{
-		SdHashNode *node;
-		int			n = 0;
-
-		registry_lock_exclusive();
-		for (; b <= table->mask && n < ENDS_PER_LOCK; b++)
-		{
-			for (node = table->buckets[b]; node; node = node->next)
-				if (subscription_database((SdSubscription *) node) == dboid)
-					break;
-			if (node == NULL)
-				continue;
-			subscription_destroy((SdSubscription *) node);
-			n++;
-			b--;				/* there may be more in this chain */
-		}
-		registry_unlock();
-	}
-	registry_purge_consumers(dboid);
-	if (db != NULL)
-		linger_purge(db);
 }

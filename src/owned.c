@@ -299,49 +299,30 @@ has_idle(uint32 bucket, Oid dboid, TimestampTz now, bool all)
 	return false;
 }
 
-/*
- * Drops the database's consumers that are idle, or all that are empty.  Locks
- * for one bucket at a time, exclusively only where there is something to drop.
- */
-static void
-drop_consumers(Oid dboid, TimestampTz now, bool all)
+/* Locks exclusively only where there is something to drop. */
+void
+registry_drop_consumers(uint32 bucket, Oid dboid, TimestampTz now, bool all)
 {
 	SdHash	   *table = &sd_shared->consumers;
+	SdHashNode *next;
+	bool		found;
 
-	for (uint32 b = 0; b <= table->mask; b++)
+	if (table->buckets[bucket] == NULL)
+		return;					/* read without the lock: seen next time */
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	found = has_idle(bucket, dboid, now, all);
+	LWLockRelease(&sd_shared->registry_lock);
+	if (!found)
+		return;
+	LWLockAcquire(&sd_shared->registry_lock, LW_EXCLUSIVE);
+	for (SdHashNode *node = table->buckets[bucket]; node; node = next)
 	{
-		SdHashNode *next;
-		bool		found;
+		SdConsumer *consumer = (SdConsumer *) node;
 
-		if (table->buckets[b] == NULL)
-			continue;			/* read without the lock: seen next time */
-		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-		found = has_idle(b, dboid, now, all);
-		LWLockRelease(&sd_shared->registry_lock);
-		if (!found)
-			continue;
-		LWLockAcquire(&sd_shared->registry_lock, LW_EXCLUSIVE);
-		for (SdHashNode *node = table->buckets[b]; node; node = next)
-		{
-			SdConsumer *consumer = (SdConsumer *) node;
-
-			next = node->next;
-			if (consumer->dboid == dboid && (all || consumer_is_idle(consumer, now)))
-				registry_drop_consumer(consumer);
-		}
-		LWLockRelease(&sd_shared->registry_lock);
-		ack_free();
+		next = node->next;
+		if (consumer->dboid == dboid && (all || consumer_is_idle(consumer, now)))
+			registry_drop_consumer(consumer);
 	}
-}
-
-void
-registry_sweep_consumers(Oid dboid, TimestampTz now)
-{
-	drop_consumers(dboid, now, false);
-}
-
-void
-registry_purge_consumers(Oid dboid)
-{
-	drop_consumers(dboid, 0, true);
+	LWLockRelease(&sd_shared->registry_lock);
+	ack_free();
 }

@@ -18,13 +18,15 @@
 extern void registry_lock_exclusive(void);
 extern void registry_unlock(void);
 
-/* ---- subscription.c and ending.c, for each other ---- */
+/* ---- subscription.c, ending.c and sweep.c, for each other ---- */
 
 extern LWLock *subscription_id_lock(uint32 hash);
 /* By id; stays as long as registry_lock is held. */
 extern SdSubscription *subscription_find(Oid dboid, Oid owner, const char *id);
 /* Removes it for good. */
 extern void subscription_destroy(SdSubscription *sub);
+/* Ends it with a last message, if it is live. */
+extern void subscription_end_one(SdSubscription *sub, SdEnd end);
 /*
  * Takes the lock itself.  serial 0: whichever has that id.  Tells whether a
  * live one went; ended ones count as gone, and go.
@@ -92,8 +94,10 @@ extern SdStreamVec *registry_bucket(SdChannel *channel, const char *path, int pa
  */
 extern int	registry_pin_streams(const SdStreamVec *vec, uint32 *at, SdStream **pins, int room);
 
-/* These take and release registry_lock themselves. */
-extern void registry_sweep_consumers(Oid dboid, TimestampTz now);
-extern void registry_purge_consumers(Oid dboid);
+/*
+ * Drops the database's consumers of a bucket that nobody has come for since the
+ * idle timeout, or all that are empty.  Takes and releases registry_lock itself.
+ */
+extern void registry_drop_consumers(uint32 bucket, Oid dboid, TimestampTz now, bool all);
 
 #endif							/* SD_REGISTRY_H */

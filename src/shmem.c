@@ -147,6 +147,7 @@ lay_out(SdShared *shared)
 	at += MAXALIGN(sizeof(SdTicketSlot) * shared->nslots);
 
 	at = make_hash(&shared->subscriptions, at, members);
+	shared->id_shift = pg_leftmost_one_pos32((shared->subscriptions.mask + 1) / SD_ID_PARTITIONS);
 	at = make_hash(&shared->streams, at, members);
 	at = make_hash(&shared->identities, at, members);
 	at = make_hash(&shared->buckets, at, members);

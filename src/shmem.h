@@ -68,7 +68,7 @@ extern void sd_out_of_shared_memory(void) pg_attribute_noreturn();
 
 /* ---- the region ---- */
 
-#define SD_ID_PARTITIONS	128
+#define SD_ID_PARTITIONS	128 /* a power of two */
 #define SD_WAIT_POINTS		256
 
 /*
@@ -109,8 +109,9 @@ typedef struct SdShared
 	SdHash		buckets;		/* of equality indexes */
 	SdHash		quotas;
 
-	/* subscriptions by (database, owner, id): id_locks[hash % partitions] */
+	/* subscriptions by (database, owner, id); each id lock guards a part */
 	SdHash		subscriptions;
+	uint32		id_shift;		/* immutable */
 	LWLock		id_locks[SD_ID_PARTITIONS];
 	pg_atomic_uint32 nsubscriptions;	/* live ones, all databases */
 	pg_atomic_uint64 serials;	/* numbers given to subscriptions and identities */
@@ -124,6 +125,9 @@ typedef struct SdShared
 } SdShared;
 
 extern SdShared *sd_shared;		/* NULL unless preloaded */
+
+/* An id lock guards so many buckets that follow one another. */
+#define SD_ID_PARTITION_BUCKETS	((uint32) 1 << sd_shared->id_shift)
 
 extern void shmem_init(void);	/* installs the hooks; called by _PG_init */
 /* Attaches this process to the allocator; may raise an error.  Before locks. */

@@ -265,6 +265,7 @@ typedef struct SdStream
 /*
  * An idle subscription should be small: strings are stored once if they are
  * the same, and fields of which only one is in use at a time share a place.
+ * The sweep looks at the first of them only, up to overflow.
  */
 typedef struct SdSubscription
 {
@@ -273,10 +274,12 @@ typedef struct SdSubscription
 	/* immutable */
 	SdStream   *stream;			/* one reference, for as long as it exists */
 	TimestampTz created_at;
-	uint64		serial;			/* unique over the server's life */
-	uint32		max_pending;
-	uint32		max_pending_bytes;
-	uint8		overflow;		/* SdOverflow */
+
+	/* atomic: written by readers, read by the sweep */
+	pg_atomic_uint64 last_polled;	/* TimestampTz */
+
+	/* registry_lock */
+	struct SdConsumer *consumer;	/* also after its end */
 
 	/* stream's lock */
 	uint8		end;			/* SdEnd */
@@ -286,9 +289,15 @@ typedef struct SdSubscription
 	bool		attached;		/* reads the ring */
 	bool		paused;			/* registry_lock, too; either to read it */
 
+	/* immutable */
+	uint8		overflow;		/* SdOverflow */
+	Oid			dboid;
+	uint32		max_pending;
+	uint32		max_pending_bytes;
+	uint64		serial;			/* unique over the server's life */
+
 	/* registry_lock */
 	SdLink	   *link;			/* NULL once it has ended */
-	struct SdConsumer *consumer;	/* also after its end */
 	struct SdConnection *connection;	/* also after its end */
 	dlist_node	connection_node;
 
@@ -323,9 +332,8 @@ typedef struct SdSubscription
 	uint64		delivered;
 	uint64		dropped;
 
-	/* atomic: written by readers, read by the sweeper */
-	pg_atomic_uint64 last_polled;	/* TimestampTz */
-	pg_atomic_uint64 seen_version;	/* stream's version when found empty */
+	/* atomic, written by readers: stream's version when found empty */
+	pg_atomic_uint64 seen_version;
 
 	/* immutable; offsets into strings */
 	uint32		variables;		/* MAXALIGNed jsonb, if the stream has none and
@@ -339,13 +347,7 @@ typedef struct SdSubscription
 	char		strings[FLEXIBLE_ARRAY_MEMBER]; /* id first */
 } SdSubscription;
 
-/* Whose it is: what its stream's identity has. */
-static inline Oid
-subscription_database(const SdSubscription *sub)
-{
-	return sub->stream->identity->dboid;
-}
-
+/* Whose it is: its stream's identity's. */
 static inline Oid
 subscription_owner(const SdSubscription *sub)
 {

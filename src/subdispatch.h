@@ -38,7 +38,7 @@
  *	                  ack.c: what it has not acknowledged; sqlread.c, sqlawait.c:
  *	                  the SQL functions)
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
- *	  ending.c        how subscriptions end
+ *	  ending.c        how subscriptions end (sweep.c: those nobody polls)
  *	  registry.c      the channels, streams, identities they are made of
  *	                  (streamvec.c: arrays of streams; linger.c: channels that
  *	                  nobody subscribes to any more)

@@ -53,14 +53,14 @@ id_match(const SdHashNode *node, const void *k)
 	const SdSubscription *sub = (const SdSubscription *) node;
 	const IdKey *key = k;
 
-	return subscription_database(sub) == key->dboid && subscription_owner(sub) == key->owner &&
-		strcmp(sub->strings, key->id) == 0;
+	return sub->dboid == key->dboid && strcmp(sub->strings, key->id) == 0 &&
+		subscription_owner(sub) == key->owner;
 }
 
 LWLock *
 subscription_id_lock(uint32 hash)
 {
-	return &sd_shared->id_locks[hash % SD_ID_PARTITIONS];
+	return &sd_shared->id_locks[(hash & sd_shared->subscriptions.mask) >> sd_shared->id_shift];
 }
 
 SdSubscription *
@@ -163,6 +163,7 @@ make_subscription(const SdSubscribe *what, const Strings *s)
 
 	if (sub == NULL)
 		return NULL;
+	sub->dboid = MyDatabaseId;
 	sub->overflow = what->overflow;
 	sub->max_pending = what->max_pending;
 	sub->max_pending_bytes = what->max_pending_bytes;

@@ -78,10 +78,10 @@ extern void subscription_finish_ends(SdStream *stream);
 extern void subscription_forget(Oid owner, const char *id, uint64 serial);
 
 /*
- * One step of the sweep for idle and overaged subscriptions and consumers of
- * a database; call it a few times a second.
+ * A slice of the sweep for idle and overaged subscriptions and consumers of a
+ * database (sweep.c); returns when the next is due.
  */
-extern void subscription_sweep(SdDatabase *db);
+extern TimestampTz subscription_sweep(SdDatabase *db);
 
 /* All of a database's go, without a word: DROP DATABASE, DROP EXTENSION. */
 extern void subscription_purge_database(Oid dboid);

@@ -150,7 +150,7 @@ collect_subscription(SdWalk *walk, SdHashNode *node)
 	SdSubscription *sub = (SdSubscription *) node;
 	SubscriptionRow *row;
 
-	if (!walk_visible(walk, subscription_database(sub), subscription_owner(sub), MyDatabaseId))
+	if (!walk_visible(walk, sub->dboid, subscription_owner(sub), MyDatabaseId))
 		return;
 	row = walk_row(walk);
 	if (row == NULL)
@@ -298,7 +298,7 @@ collect_pending(SdWalk *walk, SdHashNode *node)
 	ConsumerRow *entry;
 
 	if (sub->consumer == NULL ||
-		!walk_visible(walk, subscription_database(sub), subscription_owner(sub), MyDatabaseId))
+		!walk_visible(walk, sub->dboid, subscription_owner(sub), MyDatabaseId))
 		return;
 	entry = hash_search(consumers->table, &sub->consumer, HASH_FIND, NULL);
 	if (entry == NULL)

@@ -25,7 +25,7 @@
 /* Bounds of one lot; the buffers grow if a single chain needs more. */
 #define LOT_ROWS		32
 #define LOT_BYTES		(64 * 1024)
-#define LOT_BUCKETS		1024
+#define LOT_BUCKETS		64
 
 void *
 walk_row(SdWalk *walk)
@@ -113,13 +113,17 @@ enlarge(SdWalk *walk)
 }
 
 /*
- * Copies chains from bucket on, each step-th, until the lot is full.  Returns
- * the bucket to go on with.  Caller holds the locks.
+ * Copies chains from bucket on, but none from end on, until the lot is full.
+ * Returns the bucket to go on with.  Caller holds the locks.
  */
 static uint64
-collect_lot(SdWalk *walk, uint64 bucket, uint32 step)
+collect_lot(SdWalk *walk, uint64 bucket, uint64 end)
 {
-	for (int i = 0; i < LOT_BUCKETS && bucket <= walk->table->mask; i++)
+	end = Min(end, bucket + LOT_BUCKETS);
+	/* They lie anywhere in memory: fetched all at once, not one by one. */
+	for (uint64 b = bucket; b < end; b++)
+		__builtin_prefetch(walk->table->buckets[b]);
+	while (bucket < end)
 	{
 		int			nrows = walk->nrows;
 		Size		nbytes = walk->nbytes;
@@ -132,24 +136,22 @@ collect_lot(SdWalk *walk, uint64 bucket, uint32 step)
 			walk->nbytes = nbytes;
 			break;
 		}
-		bucket += step;
+		bucket++;
 	}
 	return bucket;
 }
 
-/* One partition: the buckets first, first + step, ... */
+/* The buckets from the one to the other, which is left out. */
 static void
-run_partition(SdWalk *walk, uint32 first, uint32 step, LWLock *lock, MemoryContext cxt)
+run_partition(SdWalk *walk, uint64 bucket, uint64 end, LWLock *lock, MemoryContext cxt)
 {
-	uint64		bucket = first;
-
-	while (bucket <= walk->table->mask)
+	while (bucket < end)
 	{
 		start_lot(walk);
 		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 		if (lock)
 			LWLockAcquire(lock, LW_SHARED);
-		bucket = collect_lot(walk, bucket, step);
+		bucket = collect_lot(walk, bucket, end);
 		if (lock)
 			LWLockRelease(lock);
 		LWLockRelease(&sd_shared->registry_lock);
@@ -180,11 +182,13 @@ walk_run(SdWalk *walk)
 	walk->bytes = palloc(walk->max_bytes);
 	if (walk->table == &sd_shared->subscriptions)
 	{
+		uint64		n = SD_ID_PARTITION_BUCKETS;
+
 		for (int p = 0; p < SD_ID_PARTITIONS; p++)
-			run_partition(walk, p, SD_ID_PARTITIONS, &sd_shared->id_locks[p], cxt);
+			run_partition(walk, p * n, (p + 1) * n, &sd_shared->id_locks[p], cxt);
 	}
 	else
-		run_partition(walk, 0, 1, NULL, cxt);
+		run_partition(walk, 0, (uint64) walk->table->mask + 1, NULL, cxt);
 	pfree(walk->rows);
 	pfree(walk->bytes);
 	MemoryContextDelete(cxt);
