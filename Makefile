@@ -82,12 +82,25 @@ $(error json-c not found by $(PKG_CONFIG): install its development files (Debian
 endif
 endif
 
+# With or without Redis in use: one build has it all.
+ifneq ($(filter-out $(CLEAN_GOALS) uninstall installcheck tapcheck,$(GOALS)),)
+ifneq ($(shell $(PKG_CONFIG) --exists hiredis && echo found),found)
+$(error hiredis not found by $(PKG_CONFIG): install its development files (Debian: libhiredis-dev and pkg-config))
+endif
+ifneq ($(shell $(PKG_CONFIG) --exists 'openssl >= 1.1.1' && echo found),found)
+$(error openssl (1.1.1 or newer) not found by $(PKG_CONFIG): install its development files (Debian: libssl-dev and pkg-config))
+endif
+endif
+
+REDIS_CFLAGS := $(shell $(PKG_CONFIG) --cflags hiredis openssl 2>/dev/null)
+REDIS_LIBS := $(shell $(PKG_CONFIG) --libs hiredis openssl 2>/dev/null)
+
 JSONC_CFLAGS := $(shell $(PKG_CONFIG) --cflags json-c 2>/dev/null)
 JSONC_LIBS := $(shell $(PKG_CONFIG) --libs json-c 2>/dev/null)
 
 # PostgreSQL's own headers are not clean under -Wextra: as system headers they are exempt, and need no exceptions here.
-PG_CPPFLAGS = -Isrc $(JSONC_CFLAGS) -isystem $(shell $(PG_CONFIG) --includedir-server)
-SHLIB_LINK = $(JSONC_LIBS) -ldl
+PG_CPPFLAGS = -Isrc $(JSONC_CFLAGS) $(REDIS_CFLAGS) -isystem $(shell $(PG_CONFIG) --includedir-server)
+SHLIB_LINK = $(JSONC_LIBS) $(REDIS_LIBS) -ldl
 
 # PG_FUNCTION_ARGS and hook signatures bring parameters that a function need not use.
 WARNINGS = -Wall -Wextra -Wno-unused-parameter -Werror=implicit-function-declaration

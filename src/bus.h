@@ -39,8 +39,8 @@ extern void bus_give_back_ticket(SdDatabase *db);
 extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events);
 
 /*
- * An id that no event has: above all that were given by now, below all that
- * will be.  Takes order_lock.
+ * An id above all that were given by now, and not above any that will be.  No
+ * event has it, except with the Redis bus.  Takes order_lock.
  */
 extern uint64 bus_take_id(SdDatabase *db);
 
@@ -49,9 +49,10 @@ extern uint64 bus_take_id(SdDatabase *db);
 /* Returns whether this dispatcher has something in hand. */
 extern bool bus_sequence(SdDatabase *db, int dispatcher);
 extern void bus_done(SdDatabase *db, int dispatcher, SdBlock *block);
+extern void bus_link_with_ids(SdDatabase *db, dlist_head *blocks, uint64 first, uint64 last);
 
-/* Empties all of a database's queues: its subscriptions are gone. */
-extern void bus_clear(SdDatabase *db);
+/* Empties a database's queues: its subscriptions are gone. */
+extern void bus_clear(SdDatabase *db, bool all);
 
 /* Waits until what is committed now is dispatched; false on timeout. */
 extern bool bus_wait_dispatched(SdDatabase *db, int64 timeout_us);
@@ -66,6 +67,19 @@ extern void publish_event(const SdEvent *ev);
  * Never waits.  False if there was no room: the caller keeps it and tries again.
  */
 extern bool publish_now(SdDatabase *db, const SdEvent *ev);
+
+/*
+ * Links events that have their ids already, rising, from the first "n" of an
+ * array.  Returns how many it could link, or knew to concern nobody here; fewer
+ * than n if there was no room.  For the bus worker.  Cannot fail.
+ */
+typedef struct SdNumbered
+{
+	SdEvent    *ev;				/* NULL: concerns nobody, only its id counts */
+	uint64		id;
+} SdNumbered;
+
+extern uint32 publish_numbered(SdDatabase *db, const SdNumbered *events, uint32 n);
 extern bool publish_pending(void);	/* has this transaction published? */
 
 /* ---- notify bus (bus_notify.c) ---- */
@@ -90,5 +104,21 @@ extern bool notify_covers(const char *channel);
 /* Is it there by its name? */
 extern bool notify_names(const char *channel);
 extern bool notify_check_listen_channels(char **newval, void **extra, int source);
+
+/* ---- Redis bus (bus_redis.c) ---- */
+
+/* Raises an error unless the settings are such that the bus can be used. */
+extern void redis_require_settings(void);
+/* The bus worker shall run; wakes the launcher if it doesn't.  Cannot fail. */
+extern void redis_want_worker(SdDatabase *db);
+/* subscribe(): waits until the worker has tried to reach Redis, and warns. */
+extern void redis_wait_for_position(SdDatabase *db);
+/* A committed event found no room: cannot fail. */
+extern void redis_lose(SdDatabase *db, uint32 channel_hash);
+/* gaps.c: tells subscriptions that something is missing; bits may be NULL: all. */
+extern void gaps_raise(SdDatabase *db, const uint32 *bits);
+/* How the worker stands: for views.  error may be NULL. */
+extern SdBusState redis_state(SdDatabase *db, char *error, Size size, TimestampTz *since);
+extern const char *redis_state_name(SdBusState state);
 
 #endif							/* SD_BUS_H */

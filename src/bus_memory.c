@@ -70,8 +70,6 @@
 #include "history.h"
 #include "shmem.h"
 
-#define MAX_EVENT_ID		(UINT64CONST(1) << 53)
-
 static inline SdTicketSlot *
 my_slot(void)
 {
@@ -113,12 +111,12 @@ reserve_one(SdDispatcher *disp, Size bytes)
 }
 
 /*
- * Takes no lock, never waits.  bytes[] has SD_MAX_DISPATCHERS members.
+ * Takes no lock, never waits.  bytes[] has SD_PLACES members.
  */
 bool
 bus_reserve(SdDatabase *db, const Size *bytes, int *full_dispatcher)
 {
-	for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+	for (int d = 0; d < SD_PLACES; d++)
 	{
 		if (bytes[d] == 0 || reserve_one(&db->dispatchers[d], bytes[d]))
 			continue;
@@ -336,6 +334,34 @@ lowest_ended(const TakenTicket *taken, int n)
 }
 
 /*
+ * Ids for n events that are dispatched here without having been anywhere else.
+ * Those that come from Redis have theirs from there, and time is all that keeps
+ * them above ours: so ours don't get ahead while any may come.  Caller holds
+ * order_lock; now is in microseconds of the Unix epoch.
+ */
+static uint64
+next_ids(SdDatabase *db, uint32 n, uint64 now)
+{
+	uint64		first = db->last_id + 1;
+
+	if (pg_atomic_read_u32(&db->bus.wanted) == 0 || first == 1)
+		first = Max(first, now);
+	db->last_id = first + n - 1;
+	Assert(db->last_id < SD_MAX_EVENT_ID);
+	return first;
+}
+
+/* Numbers for n events that go to Redis; see redis_send.c.  Likewise. */
+static uint64
+next_numbers(SdDatabase *db, uint32 n)
+{
+	uint64		first = db->bus.next_number;
+
+	db->bus.next_number += n;
+	return first;
+}
+
+/*
  * Moves linked blocks with a ticket below "bound", linked no later than "upto",
  * to the queues and gives them ids.  Returns the dispatchers that got any.
  * Caller holds order_lock; now is in microseconds of the Unix epoch.
@@ -359,9 +385,8 @@ move_to_queues(SdDatabase *db, uint64 bound, uint64 upto, uint64 now)
 		if (block->ticket != ticket)
 		{
 			ticket = block->ticket;
-			base_id = Max(db->last_id + 1, now);
-			db->last_id = base_id + block->tx_events - 1;
-			Assert(db->last_id < MAX_EVENT_ID);
+			base_id = block->dispatcher == SD_BUS_PLACE ?
+				next_numbers(db, block->tx_events) : next_ids(db, block->tx_events, now);
 		}
 		block->base_id = base_id;
 		dlist_delete(&block->node);
@@ -378,7 +403,11 @@ bus_take_id(SdDatabase *db)
 	uint64		id;
 
 	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
-	id = db->last_id = Max(db->last_id + 1, now);
+	/* the next one that comes from Redis is this or a higher one */
+	if (pg_atomic_read_u32(&db->bus.wanted) > 0 && db->last_id > 0)
+		id = db->last_id + 1;
+	else
+		id = db->last_id = Max(db->last_id + 1, now);
 	LWLockRelease(&db->order_lock);
 	return id;
 }
@@ -440,11 +469,46 @@ bus_sequence(SdDatabase *db, int dispatcher)
 	return result;
 }
 
+/*
+ * Puts blocks into the dispatchers' queues whose base_id is set already, rising
+ * in each queue.  For the bus worker: events come with the ids that Redis gave
+ * them.  Should this server have got ahead of these (the bus was changed, or a
+ * clock), all ids are raised as far as they must, since streams go by them.
+ * first and last are those of all events, also of those in no block.  Cannot
+ * fail.  Takes order_lock.
+ */
+void
+bus_link_with_ids(SdDatabase *db, dlist_head *blocks, uint64 first, uint64 last)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	uint64		raise;
+	uint32		mask = 0;
+
+	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
+	raise = first > db->last_id ? 0 : db->last_id + 1 - first;
+	while (!dlist_is_empty(blocks))
+	{
+		SdBlock    *block = dlist_container(SdBlock, node, dlist_pop_head_node(blocks));
+		SdDispatcher *disp = &db->dispatchers[block->dispatcher];
+
+		block->base_id += raise;
+		block->linked_at = now;
+		dlist_push_tail(&disp->queue, &block->node);
+		pg_atomic_fetch_add_u64(&disp->queue_events, block->nevents);
+		mask |= UINT32_C(1) << block->dispatcher;
+	}
+	db->last_id = last + raise;
+	Assert(db->last_id < SD_MAX_EVENT_ID);
+	LWLockRelease(&db->order_lock);
+	wake_mask(db, mask);
+}
+
 /* ---- the end of a block ---- */
 
 /*
  * The dispatcher is done with a block in its hand; all that it led to can be
- * read.  It goes into the history.  Takes order_lock.
+ * read.  It goes into the history, unless it is one that Redis has now.  Takes
+ * order_lock.
  */
 void
 bus_done(SdDatabase *db, int dispatcher, SdBlock *block)
@@ -459,7 +523,10 @@ bus_done(SdDatabase *db, int dispatcher, SdBlock *block)
 
 	pg_atomic_write_u64(&me->done_id, block->base_id + block->last_ordinal);
 	pg_atomic_fetch_sub_u64(&me->queue_events, block->nevents);
-	history_keep(db, dispatcher, block);
+	if (dispatcher == SD_BUS_PLACE)
+		sd_free(block);
+	else
+		history_keep(db, dispatcher, block);
 	bus_release(db, dispatcher, bytes);
 	ConditionVariableBroadcast(&db->changed);
 }
@@ -482,23 +549,44 @@ free_blocks(SdDatabase *db, dlist_head *blocks)
 	}
 }
 
+/* Takes out of db->linked what is not for other servers.  Caller holds order_lock. */
+static void
+take_linked(SdDatabase *db, dlist_head *to)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &db->linked)
+	{
+		if (dlist_container(SdBlock, node, iter.cur)->dispatcher == SD_BUS_PLACE)
+			continue;
+		dlist_delete(iter.cur);
+		dlist_push_tail(to, iter.cur);
+	}
+}
+
 /*
- * Forgets all events of a database that nobody subscribes to any more.  What a
- * living dispatcher has in hand is left to it: it finds no subscription and
- * ends it soon.  Cannot fail.  Takes order_lock.
+ * Forgets all events of a database that nobody subscribes to any more: with
+ * "all" also those for other servers.  What a living dispatcher has in hand is
+ * left to it: it finds no subscription and ends it soon.  Cannot fail.  Takes
+ * order_lock.
  */
 void
-bus_clear(SdDatabase *db)
+bus_clear(SdDatabase *db, bool all)
 {
 	dlist_head	blocks;
 
 	dlist_init(&blocks);
 	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
-	append_list(&blocks, &db->linked);
-	for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+	if (all)
+		append_list(&blocks, &db->linked);
+	else
+		take_linked(db, &blocks);
+	for (int d = 0; d < SD_PLACES; d++)
 	{
 		SdDispatcher *disp = &db->dispatchers[d];
 
+		if (d == SD_BUS_PLACE && !all)
+			continue;
 		append_list(&blocks, &disp->queue);
 		if (database_dispatcher_pid(disp) == 0)
 			append_list(&blocks, &disp->inhand);

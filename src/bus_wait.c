@@ -13,6 +13,10 @@
  *	  3. Blocks.  All that is linked by then must have got its id, and all ids up
  *		 to then must have left the dispatchers' queues and hands.
  *
+ * Where there is a bus worker what is linked is on its way to Redis, and back.
+ * So between the two halves of 3 it is asked to tell when it has read all that
+ * was in Redis when all that had been linked was there.
+ *
  * Locks: order_lock, for short looks.  Waits hold none, and can be cancelled.
  *
  *-------------------------------------------------------------------------
@@ -43,6 +47,8 @@ typedef struct Wait
 	uint64		ticket;			/* those below it count */
 	uint64		link_no;		/* blocks linked up to it count */
 	uint64		last_id;		/* events up to it count */
+	bool		by_bus;			/* was the bus worker asked? */
+	uint32		sync;			/* the number of the request */
 } Wait;
 
 /* ---- 1. notifications ---- */
@@ -181,6 +187,37 @@ ids_are_done(Wait *wait)
 	return result;
 }
 
+/* ---- Redis ---- */
+
+static void
+ask_bus(Wait *wait)
+{
+	if (pg_atomic_read_u32(&wait->db->bus.wanted) == 0)
+		return;
+	wait->by_bus = true;
+	wait->sync = pg_atomic_add_fetch_u32(&wait->db->bus.sync_requests, 1);
+	database_wake(wait->db, SD_BUS_PLACE);
+}
+
+/* If it retires it had nothing left to do. */
+static bool
+bus_has_read(Wait *wait)
+{
+	SdBus	   *bus = &wait->db->bus;
+
+	return !wait->by_bus ||
+		(int32) (pg_atomic_read_u32(&bus->sync_done) - wait->sync) >= 0 ||
+		pg_atomic_read_u32(&bus->wanted) == 0;
+}
+
+static void
+note_ids(Wait *wait)
+{
+	LWLockAcquire(&wait->db->order_lock, LW_SHARED);
+	wait->last_id = Max(wait->last_id, wait->db->last_id);
+	LWLockRelease(&wait->db->order_lock);
+}
+
 /* ---- waiting ---- */
 
 /* Until a stage is reached; false on timeout. */
@@ -230,6 +267,11 @@ bus_wait_dispatched(SdDatabase *db, int64 timeout_us)
 	note_links(&wait);
 	if (!wait_until(&wait, links_have_ids, LOOK_AGAIN_SOON_MS))
 		return false;
+
+	ask_bus(&wait);
+	if (!wait_until(&wait, bus_has_read, LOOK_AGAIN_MS))
+		return false;
+	note_ids(&wait);
 
 	return wait_until(&wait, ids_are_done, LOOK_AGAIN_MS);
 }

@@ -36,6 +36,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "bus.h"
 #include "dispatcher.h"
 #include "shmem.h"
 
@@ -75,6 +76,28 @@ init_dispatcher(SdDispatcher *disp)
 	stats_init(&disp->stats);
 }
 
+static void
+init_bus(SdBus *bus)
+{
+	bus->next_number = 1;
+	pg_atomic_init_u32(&bus->wanted, 0);
+	pg_atomic_init_u64(&bus->last_needed, 0);
+	pg_atomic_init_u32(&bus->state, SD_BUS_OFF);
+	pg_atomic_init_u32(&bus->sync_requests, 0);
+	pg_atomic_init_u32(&bus->sync_done, 0);
+	pg_atomic_init_u32(&bus->nlost, 0);
+	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
+		pg_atomic_init_u32(&bus->lost[i], 0);
+	memset(bus->sender, 0, sizeof(bus->sender));
+	bus->acknowledged = 0;
+	bus->marker_number = 0;
+	bus->stream_hash = 0;
+	bus->has_position = false;
+	memset(&bus->progress, 0, sizeof(bus->progress));
+	bus->error_at = 0;
+	bus->error[0] = '\0';
+}
+
 /*
  * All of a slot but what outlives its database: the locks, the condition
  * variables and the generation.  Nobody else may be using the slot.
@@ -101,9 +124,10 @@ init_database(SdDatabase *db)
 	pg_atomic_init_u64(&db->gone_star, 0);
 	dlist_init(&db->lingering);
 	pg_atomic_init_u32(&db->nlingering, 0);
-	for (int i = 0; i < SD_MAX_DISPATCHERS; i++)
+	for (int i = 0; i < SD_PLACES; i++)
 		init_dispatcher(&db->dispatchers[i]);
 	stats_init(&db->stats);
+	init_bus(&db->bus);
 }
 
 void
@@ -115,12 +139,13 @@ database_init_all(void)
 
 		LWLockInitialize(&db->order_lock, sd_tranche_order);
 		ConditionVariableInit(&db->changed);
-		for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+		for (int d = 0; d < SD_PLACES; d++)
 		{
 			ConditionVariableInit(&db->dispatchers[d].room);
 			LWLockInitialize(&db->dispatchers[d].history.lock, sd_tranche_history);
 		}
 		db->generation = 0;
+		SpinLockInit(&db->bus.mutex);
 		init_database(db);
 	}
 }
@@ -278,6 +303,7 @@ database_wake_all(SdDatabase *db)
 {
 	for (int i = 0; i < subdispatch_dispatchers; i++)
 		database_wake(db, i);
+	database_wake(db, SD_BUS_PLACE);
 }
 
 /* Takes order_lock. */
@@ -326,10 +352,13 @@ all_run(SdDatabase *db)
 {
 	if (pg_atomic_read_u32(&db->wanted) == 0 || pg_atomic_read_u32(&db->paused) > 0)
 		return false;
+	if (subdispatch_event_bus == SD_BUS_REDIS && pg_atomic_read_u32(&db->bus.wanted) == 0)
+		return false;
 	for (int i = 0; i < subdispatch_dispatchers; i++)
 		if (pg_atomic_read_u32(&db->dispatchers[i].state) != SD_WORKER_RUNNING)
 			return false;
-	return true;
+	return subdispatch_event_bus != SD_BUS_REDIS ||
+		pg_atomic_read_u32(&db->dispatchers[SD_BUS_PLACE].state) == SD_WORKER_RUNNING;
 }
 
 static bool
@@ -338,7 +367,8 @@ any_is(SdDatabase *db, SdWorkerState state)
 	for (int i = 0; i < subdispatch_dispatchers; i++)
 		if (pg_atomic_read_u32(&db->dispatchers[i].state) == state)
 			return true;
-	return false;
+	return subdispatch_event_bus == SD_BUS_REDIS &&
+		pg_atomic_read_u32(&db->dispatchers[SD_BUS_PLACE].state) == state;
 }
 
 /*
@@ -396,9 +426,11 @@ request_start(SdDatabase *db)
 {
 	LWLockAcquire(&sd_shared->database_lock, LW_EXCLUSIVE);
 	pg_atomic_write_u32(&db->wanted, 1);
+	if (subdispatch_event_bus == SD_BUS_REDIS)
+		pg_atomic_write_u32(&db->bus.wanted, 1);
 	LWLockRelease(&sd_shared->database_lock);
 
-	for (int i = 0; i < subdispatch_dispatchers; i++)
+	for (int i = 0; i < SD_PLACES; i++)
 	{
 		uint32		failed = SD_WORKER_FAILED;
 		uint32		broken = SD_WORKER_BROKEN;
@@ -434,7 +466,8 @@ raise_not_started(SdDatabase *db)
 				 errmsg("%s", message),
 				 errdetail("There is no free background worker slot; max_worker_processes is %d. "
 						   "subdispatch needs one for the server and %d for each database in use.",
-						   max_worker_processes, subdispatch_dispatchers),
+						   max_worker_processes,
+						   subdispatch_dispatchers + (subdispatch_event_bus == SD_BUS_REDIS ? 1 : 0)),
 				 errhint("Increase max_worker_processes, or decrease subdispatch.dispatchers, "
 						 "and restart the server.")));
 	ereport(ERROR,
@@ -472,9 +505,12 @@ void
 database_start_dispatchers(SdDatabase *db)
 {
 	check_can_start();
+	if (subdispatch_event_bus == SD_BUS_REDIS)
+		redis_require_settings();
 	hold_extension();
 
 	pg_atomic_write_u64(&db->last_needed, GetCurrentTimestamp());
+	pg_atomic_write_u64(&db->bus.last_needed, GetCurrentTimestamp());
 	pg_memory_barrier();		/* pairs with place_retire_if_idle() */
 	if (all_run(db))
 		return;

@@ -12,6 +12,7 @@
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
+#include "storage/spin.h"
 
 #include "stats.h"
 #include "subdispatch.h"
@@ -87,6 +88,70 @@ typedef struct SdDispatcher
 	SdStats		stats;			/* single writer */
 } SdDispatcher;
 
+/* How the bus worker stands with Redis. */
+typedef enum SdBusState
+{
+	SD_BUS_OFF,					/* it does not run, or has not begun */
+	SD_BUS_CONNECTING,			/* for the first time since it was started */
+	SD_BUS_CONNECTED,
+	SD_BUS_WAITING				/* it failed, see "error", and tries again */
+} SdBusState;
+
+/* Those whose events were read; see redis_read.c. */
+#define SD_BUS_SENDERS			64
+#define SD_SENDER_LEN			32	/* hexadecimal digits */
+
+typedef struct SdBusSender
+{
+	char		name[SD_SENDER_LEN + 1];	/* empty: no entry */
+	uint64		number;			/* of its last event */
+	int64		sent_at;		/* when that was sent, in us of the Unix epoch */
+} SdBusSender;
+
+/* How far a server has read. */
+typedef struct SdBusProgress
+{
+	uint64		position;		/* id of the last entry read */
+	uint64		chain;			/* of the last good one: the next names it */
+	int64		oldest_sent;	/* what unknown senders sent before is old */
+	SdBusSender senders[SD_BUS_SENDERS];
+} SdBusProgress;
+
+/*
+ * What the bus worker knows, beyond its process's life, and what others ask of
+ * it.  bus_redis.c tells more.
+ */
+typedef struct SdBus
+{
+	/* order_lock */
+	uint64		next_number;	/* of the events that leave this server */
+
+	/* written under database_lock, read by anybody */
+	pg_atomic_uint32 wanted;	/* the bus worker shall run */
+
+	pg_atomic_uint64 last_needed;	/* TimestampTz */
+	pg_atomic_uint32 state;		/* SdBusState; single writer: the worker */
+	pg_atomic_uint32 sync_requests; /* bus_wait.c asks */
+	pg_atomic_uint32 sync_done; /* the worker answers */
+
+	/* events that were committed and found no room, to be told as a gap */
+	pg_atomic_uint32 nlost;
+	pg_atomic_uint32 lost[SD_SKETCH_SIZE / 32]; /* by channel hash */
+
+	/* single writer: the worker */
+	char		sender[SD_SENDER_LEN + 1];	/* this server's name; empty: none yet */
+	uint64		acknowledged;	/* number of the last event that Redis has */
+	uint64		marker_number;	/* of a gap that is to be sent; 0: none */
+	uint32		marker[SD_SKETCH_SIZE / 32];
+	uint64		stream_hash;	/* of the stream that "progress" is about */
+	bool		has_position;	/* is "progress" worth anything? */
+	SdBusProgress progress;
+
+	slock_t		mutex;			/* guards what follows */
+	TimestampTz error_at;		/* 0: all is well */
+	char		error[256];		/* no secret is in it */
+} SdBus;
+
 typedef struct SdDatabase
 {
 	/* database_lock */
@@ -119,7 +184,8 @@ typedef struct SdDatabase
 	pg_atomic_uint64 gone_star;
 
 	ConditionVariable changed;	/* a worker's state changed, a batch ended */
-	SdDispatcher dispatchers[SD_MAX_DISPATCHERS];
+	SdDispatcher dispatchers[SD_PLACES];	/* the last one is the bus worker's */
+	SdBus		bus;
 	SdStats		stats;			/* of backends: atomic */
 } SdDatabase;
 

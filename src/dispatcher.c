@@ -183,8 +183,8 @@ set_up(Datum arg)
 	pqsignal(SIGINT, handle_cancel);
 	BackgroundWorkerUnblockSignals();
 
-	my_db = &sd_shared->databases[place / SD_MAX_DISPATCHERS];
-	my_index = place % SD_MAX_DISPATCHERS;
+	my_db = &sd_shared->databases[place / SD_PLACES];
+	my_index = place % SD_PLACES;
 	dboid = place_take(my_db, my_index);
 	if (!OidIsValid(dboid))
 		proc_exit(0);

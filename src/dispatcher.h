@@ -19,14 +19,18 @@ extern void launcher_register(void);	/* called by _PG_init */
 extern PGDLLEXPORT void subdispatch_launcher_main(Datum arg);
 extern void launcher_wake(void);
 
-/* dispatcher.c; arg: slot in sd_shared->databases * SD_MAX_DISPATCHERS + index */
+/* dispatcher.c; arg: slot in sd_shared->databases * SD_PLACES + index */
 extern PGDLLEXPORT void subdispatch_dispatcher_main(Datum arg);
+/* bus_worker.c; likewise, the index is SD_BUS_PLACE */
+extern PGDLLEXPORT void subdispatch_bus_main(Datum arg);
 extern bool am_dispatcher;		/* this process is one */
 
-/* dispatcher_place.c: the place of this process */
+/* dispatcher_place.c: the place of this process, a dispatcher or the bus worker */
+extern pg_atomic_uint32 *place_wanted(SdDatabase *db, int index);
 extern Oid	place_take(SdDatabase *db, int dispatcher);
 extern void place_leave_if_not_wanted(void);
 extern void place_retire_if_idle(TimestampTz now);
+extern void place_retire_bus(TimestampTz now);
 
 /* dispatch.c: what the dispatcher has in hand */
 extern void dispatch_inhand(SdDatabase *db, int dispatcher);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * dispatcher_place.c
- *	  A dispatcher's place: taken, given back, given up.
+ *	  A dispatcher's place, or the bus worker's: taken, given back, given up.
  *
  * A place is a database's slot and an index.  At most one process has it.  The
  * process takes it before it connects, so that whoever has paused the database
@@ -25,6 +25,14 @@
 
 static SdDatabase *place_db = NULL;
 static SdDispatcher *place = NULL;	/* NULL: this process has none */
+static pg_atomic_uint32 *wanted;	/* shall it have one? */
+
+/* What tells whether a place shall be taken; database_lock guards it. */
+pg_atomic_uint32 *
+place_wanted(SdDatabase *db, int index)
+{
+	return index == SD_BUS_PLACE ? &db->bus.wanted : &db->wanted;
+}
 
 /*
  * Runs after the process was removed from the list of those connected: it was
@@ -64,10 +72,11 @@ place_take(SdDatabase *db, int dispatcher)
 	Oid			dboid = InvalidOid;
 
 	on_shmem_exit(give_back_place, 0);
+	wanted = place_wanted(db, dispatcher);
 
 	LWLockAcquire(&sd_shared->database_lock, LW_EXCLUSIVE);
 	if (OidIsValid(db->dboid) &&
-		pg_atomic_read_u32(&db->wanted) > 0 &&
+		pg_atomic_read_u32(wanted) > 0 &&
 		pg_atomic_read_u32(&db->paused) == 0 &&
 		database_dispatcher_pid(disp) == 0)
 	{
@@ -94,12 +103,12 @@ place_leave_if_not_wanted(void)
 	bool		leave;
 
 	if (likely(pg_atomic_read_u32(&place_db->paused) == 0 &&
-			   pg_atomic_read_u32(&place_db->wanted) > 0))
+			   pg_atomic_read_u32(wanted) > 0))
 		return;
 
 	LWLockAcquire(&sd_shared->database_lock, LW_EXCLUSIVE);
 	leave = pg_atomic_read_u32(&place_db->paused) > 0 ||
-		(pg_atomic_read_u32(&place_db->wanted) == 0 &&
+		(pg_atomic_read_u32(wanted) == 0 &&
 		 pg_atomic_read_u64(&place->queue_events) == 0);
 	if (leave)
 		pg_atomic_write_u32(&place->state, SD_WORKER_NONE);
@@ -136,4 +145,44 @@ place_retire_if_idle(TimestampTz now)
 		pg_atomic_write_u32(&place_db->wanted, 1);
 	LWLockRelease(&sd_shared->database_lock);
 	database_wake_all(place_db);
+}
+
+/* For another bus its subscriptions don't need it. */
+static bool
+bus_is_needed(void)
+{
+	SdBus	   *bus = &place_db->bus;
+
+	return (subdispatch_event_bus == SD_BUS_REDIS &&
+			pg_atomic_read_u32(&place_db->nsubscriptions) > 0) ||
+		pg_atomic_read_u64(&place->queue_bytes) > 0 ||
+		pg_atomic_read_u32(&bus->nlost) > 0 ||
+		bus->marker_number != 0 ||
+		pg_atomic_read_u32(&bus->sync_requests) != pg_atomic_read_u32(&bus->sync_done);
+}
+
+/*
+ * The bus worker: a minute after the last subscription and the last event
+ * nobody needs it.  Those who publish see that it isn't wanted, or it sees
+ * what they have linked: they link first, and look then.
+ */
+void
+place_retire_bus(TimestampTz now)
+{
+	SdBus	   *bus = &place_db->bus;
+
+	if (bus_is_needed())
+		pg_atomic_write_u64(&bus->last_needed, (uint64) now);
+	if (now - (TimestampTz) pg_atomic_read_u64(&bus->last_needed) < SD_IDLE_END)
+		return;
+
+	LWLockAcquire(&sd_shared->database_lock, LW_EXCLUSIVE);
+	pg_atomic_write_u32(&bus->wanted, 0);
+	pg_memory_barrier();		/* pairs with redis_want_worker() */
+	if (bus_is_needed() ||
+		now - (TimestampTz) pg_atomic_read_u64(&bus->last_needed) < SD_IDLE_END)
+		pg_atomic_write_u32(&bus->wanted, 1);
+	else
+		bus->has_position = false;	/* what comes meanwhile is for nobody here */
+	LWLockRelease(&sd_shared->database_lock);
 }

@@ -33,6 +33,8 @@ typedef enum SdOp
 #define UNIX_EPOCH_US \
 	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * USECS_PER_SEC)
 
+#define SD_MAX_EVENT_ID	(UINT64CONST(1) << 53)
+
 #define SD_NO_STRING	0		/* offset of a string that is NULL */
 
 /*

@@ -128,3 +128,34 @@ dispatch_gaps(SdDatabase *database, int dispatcher)
 	}
 	seen = requests;
 }
+
+/*
+ * Notes a gap at channels of the database, for their dispatchers to tell: those
+ * whose hash is set in bits[], which has SD_SKETCH_SIZE bits, and '*'; or all,
+ * if bits is NULL.  Cannot fail.
+ */
+void
+gaps_raise(SdDatabase *database, const uint32 *bits)
+{
+	SdHash	   *table = &sd_shared->channels;
+
+	for (uint32 from = 0; from <= table->mask; from += BUCKETS_PER_LOCK)
+	{
+		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+		for (uint32 i = from; i <= table->mask && i < from + BUCKETS_PER_LOCK; i++)
+			for (SdHashNode *node = table->buckets[i]; node; node = node->next)
+			{
+				SdChannel  *channel = (SdChannel *) node;
+				uint32		bit = channel->hash % SD_SKETCH_SIZE;
+
+				if (channel->dboid != database->dboid)
+					continue;
+				if (bits && !channel->star && !(bits[bit / 32] & (UINT32_C(1) << (bit % 32))))
+					continue;
+				pg_atomic_fetch_add_u32(&channel->gaps, 1);
+				pg_atomic_fetch_add_u32(&database->dispatchers[channel->dispatcher].gap_requests, 1);
+			}
+		LWLockRelease(&sd_shared->registry_lock);
+	}
+	database_wake_all(database);
+}

@@ -28,6 +28,7 @@
 #include "utils/guc.h"
 
 #include "bus.h"
+#include "guc_secret.h"
 #include "security.h"
 
 int			subdispatch_event_bus = SD_BUS_MEMORY;
@@ -57,6 +58,10 @@ int			subdispatch_max_subscription_size = 64 * 1024;
 int			subdispatch_subscription_idle_timeout = 600;
 int			subdispatch_subscription_max_lifetime = 24 * 3600;
 char	   *subdispatch_context_settings = NULL;
+char	   *subdispatch_redis_key_prefix = NULL;
+char	   *subdispatch_redis_ca_file = NULL;
+int			subdispatch_redis_max_length = 1000000;
+int			subdispatch_redis_timeout = 5000;
 bool		subdispatch_omit_null_errors = false;
 bool		subdispatch_include_event_id = false;
 bool		subdispatch_mask_errors = false;
@@ -68,9 +73,12 @@ bool		subdispatch_debug_wire = false;
 
 #define MAX_TIMEOUT_MS	(3600 * 1000)
 
+#define MAX_KEY_PREFIX	256
+
 static const struct config_enum_entry event_bus_options[] = {
 	{"memory", SD_BUS_MEMORY, false},
 	{"notify", SD_BUS_NOTIFY, false},
+	{"redis", SD_BUS_REDIS, false},
 	{NULL, 0, false}
 };
 
@@ -157,7 +165,8 @@ define_publishing(void)
 	define_enum("subdispatch.event_bus",
 				"What carries events from publish() to the dispatchers.",
 				"memory: a queue in shared memory. notify: PostgreSQL's NOTIFY, with its limits of 63 bytes for a "
-				"channel and less than 8000 for an event. Changes of rows always go through memory.",
+				"channel and less than 8000 for an event; changes of rows go through memory all the same. redis: Redis "
+				"Streams, for several servers.",
 				&subdispatch_event_bus, event_bus_options, PGC_SUSET);
 	define_int("subdispatch.max_event_size",
 			   "The largest event that can be published.",
@@ -285,6 +294,39 @@ define_subscription_limits(void)
 							   security_check_context_settings, NULL, NULL);
 }
 
+/* The key of a stream has the database's name between braces: not the prefix. */
+static bool
+check_key_prefix(char **newval, void **extra, GucSource source)
+{
+	if (strpbrk(*newval, "{}") == NULL && strlen(*newval) <= MAX_KEY_PREFIX)
+		return true;
+	GUC_check_errdetail("It must be at most %d bytes long and have no braces.", MAX_KEY_PREFIX);
+	return false;
+}
+
+static void
+define_redis(void)
+{
+	guc_define_secrets();
+	DefineCustomStringVariable("subdispatch.redis_key_prefix",
+							   "What the names of the keys in Redis begin with.",
+							   "The servers of a group have the same. The stream of a database is <prefix>{<database>}:events.",
+							   &subdispatch_redis_key_prefix, "subdispatch:", PGC_SIGHUP, 0,
+							   check_key_prefix, NULL, NULL);
+	DefineCustomStringVariable("subdispatch.redis_ca_file",
+							   "File with the certificates of the authorities that Redis's certificate may be from.",
+							   "For rediss:// in subdispatch.redis_url. Empty: the authorities that the system trusts.",
+							   &subdispatch_redis_ca_file, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
+	define_int("subdispatch.redis_max_length",
+			   "How many events Redis keeps of a database's stream, at least.",
+			   "Servers that were away for longer are told of a gap. Redis removes older ones in lumps.",
+			   &subdispatch_redis_max_length, 1000, INT_MAX, PGC_SIGHUP, 0);
+	define_int("subdispatch.redis_timeout",
+			   "The time within which Redis has to accept a connection, and to answer.",
+			   "After that the connection is given up and made anew.",
+			   &subdispatch_redis_timeout, 100, MAX_TIMEOUT_MS, PGC_SIGHUP, GUC_UNIT_MS);
+}
+
 /*
  * Defines all settings.  Called by _PG_init, also in a session that loads the
  * library without it having been preloaded: PostgreSQL then refuses to define
@@ -300,6 +342,7 @@ guc_init(void)
 	define_dispatching();
 	define_queue_limits();
 	define_subscription_limits();
+	define_redis();
 #ifdef USE_ASSERT_CHECKING
 	define_int("subdispatch.debug_hold_commit",
 			   "Holds up each commit of this session between its commit record and what follows.",

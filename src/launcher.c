@@ -64,7 +64,7 @@ typedef struct Watch
 {
 	uint32		generation;
 	TimestampTz next_sweep;
-	Place		places[SD_MAX_DISPATCHERS];
+	Place		places[SD_PLACES];
 } Watch;
 
 static Watch *watches;			/* SD_MAX_DATABASES of them */
@@ -138,9 +138,10 @@ complain(Oid dboid)
 	last = now;
 	ereport(LOG,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg("subdispatch could not start a dispatcher for database %u", dboid),
+			 errmsg("subdispatch could not start a worker for database %u", dboid),
 			 errdetail("There is no free background worker slot; max_worker_processes is %d. "
-					   "subdispatch needs one for the server and %d for each database in use.",
+					   "subdispatch needs one for the server and %d for each database in use, and "
+					   "one more for each that uses the Redis bus.",
 					   max_worker_processes, subdispatch_dispatchers),
 			 errhint("Increase max_worker_processes, or decrease subdispatch.dispatchers, "
 					 "and restart the server.")));
@@ -158,12 +159,21 @@ start(SdDatabase *db, Oid dboid, int index, Place *place, TimestampTz now)
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	worker.bgw_main_arg = Int32GetDatum((int32) (db - sd_shared->databases) *
-										SD_MAX_DISPATCHERS + index);
+										SD_PLACES + index);
 	strlcpy(worker.bgw_library_name, "subdispatch", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "subdispatch_dispatcher_main", BGW_MAXLEN);
-	snprintf(worker.bgw_name, BGW_MAXLEN, "subdispatch dispatcher %d for database %u",
-			 index, dboid);
-	strlcpy(worker.bgw_type, "subdispatch dispatcher", BGW_MAXLEN);
+	if (index == SD_BUS_PLACE)
+	{
+		strlcpy(worker.bgw_function_name, "subdispatch_bus_main", BGW_MAXLEN);
+		snprintf(worker.bgw_name, BGW_MAXLEN, "subdispatch bus for database %u", dboid);
+		strlcpy(worker.bgw_type, "subdispatch bus", BGW_MAXLEN);
+	}
+	else
+	{
+		strlcpy(worker.bgw_function_name, "subdispatch_dispatcher_main", BGW_MAXLEN);
+		snprintf(worker.bgw_name, BGW_MAXLEN, "subdispatch dispatcher %d for database %u",
+				 index, dboid);
+		strlcpy(worker.bgw_type, "subdispatch dispatcher", BGW_MAXLEN);
+	}
 
 	/* Before it can run: from then on the state is the worker's. */
 	set_state(db, disp, place, SD_WORKER_STARTING);
@@ -229,7 +239,7 @@ tend_place(SdDatabase *db, Oid dboid, int index, Place *place)
 	if (place->handle != NULL)
 		note_end(db, disp, place, now);
 
-	if (pg_atomic_read_u32(&db->wanted) == 0 || pg_atomic_read_u32(&db->paused) > 0)
+	if (pg_atomic_read_u32(place_wanted(db, index)) == 0 || pg_atomic_read_u32(&db->paused) > 0)
 	{
 		/* That it ended is as it should be. */
 		place->failures = 0;
@@ -290,7 +300,7 @@ clear_leftovers(SdDatabase *db, Watch *watch)
 	for (int i = 0; i < subdispatch_dispatchers; i++)
 		if (is_alive(&watch->places[i], &db->dispatchers[i]))
 			return;
-	bus_clear(db);
+	bus_clear(db, false);
 }
 
 /*
@@ -319,7 +329,7 @@ sweep(SdDatabase *db, Watch *watch)
 static void
 forget_places(Watch *watch)
 {
-	for (int i = 0; i < SD_MAX_DISPATCHERS; i++)
+	for (int i = 0; i < SD_PLACES; i++)
 		if (watch->places[i].handle != NULL)
 			pfree(watch->places[i].handle);
 	memset(watch->places, 0, sizeof(watch->places));
@@ -350,6 +360,7 @@ tend_database(SdDatabase *db, Watch *watch)
 	give_up_if_idle(db);
 	for (int i = 0; i < subdispatch_dispatchers; i++)
 		next = Min(next, tend_place(db, dboid, i, &watch->places[i]));
+	next = Min(next, tend_place(db, dboid, SD_BUS_PLACE, &watch->places[SD_BUS_PLACE]));
 	clear_leftovers(db, watch);
 	return Min(next, sweep(db, watch));
 }

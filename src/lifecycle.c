@@ -150,7 +150,7 @@ begin_pause(Oid dboid, bool until_end)
 static void
 terminate_dispatchers(SdDatabase *db, bool also_busy)
 {
-	for (int i = 0; i < subdispatch_dispatchers; i++)
+	for (int i = 0; i < SD_PLACES; i++)
 	{
 		SdDispatcher *disp = &db->dispatchers[i];
 		int			pid = database_dispatcher_pid(disp);
@@ -164,7 +164,7 @@ terminate_dispatchers(SdDatabase *db, bool also_busy)
 static bool
 any_dispatcher(SdDatabase *db)
 {
-	for (int i = 0; i < subdispatch_dispatchers; i++)
+	for (int i = 0; i < SD_PLACES; i++)
 		if (database_dispatcher_pid(&db->dispatchers[i]) != 0)
 			return true;
 	return false;
@@ -278,7 +278,7 @@ after_commit(void)
 
 		subscription_purge_database(dropped_database);
 		if (db != NULL)
-			bus_clear(db);
+			bus_clear(db, true);
 		database_release(dropped_database);
 	}
 }

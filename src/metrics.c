@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "utils/json.h"
 
+#include "bus.h"
 #include "history.h"
 #include "views.h"
 
@@ -278,6 +279,9 @@ typedef struct Health
 	int			failed;
 	uint64		queue_events;
 	uint64		queue_bytes;
+	SdBusState	bus_state;
+	char		bus_error[256];
+	StringInfoData bus;			/* what is shown of it; empty if it is not used */
 } Health;
 
 /* Shares of a queue, and of the memory, from which on there is a problem. */
@@ -326,6 +330,41 @@ check_dispatcher(Health *health, SdDispatcher *d, int i)
 	}
 }
 
+/* Redis, where it is used, or still has something to do. */
+static void
+check_bus(Health *health, SdDatabase *database)
+{
+	SdDispatcher *place = database ? &database->dispatchers[SD_BUS_PLACE] : NULL;
+	uint64		size = (uint64) subdispatch_event_queue_size * 1024;
+	TimestampTz since;
+
+	initStringInfo(&health->bus);
+	if (subdispatch_event_bus != SD_BUS_REDIS &&
+		(database == NULL || pg_atomic_read_u32(&database->bus.wanted) == 0))
+		return;
+	if (subdispatch_redis_url == NULL)
+		problem(health, HEALTH_DEGRADED, "the Redis bus cannot be used without subdispatch.redis_url");
+	if (subdispatch_bus_key == NULL)
+		problem(health, HEALTH_DEGRADED, "the Redis bus cannot be used without subdispatch.bus_key");
+	health->bus_state = place ? redis_state(database, health->bus_error, sizeof(health->bus_error), &since) : SD_BUS_OFF;
+	if (health->bus_state == SD_BUS_WAITING)
+		problem(health, HEALTH_DEGRADED, psprintf("Redis bus: %s", health->bus_error));
+	if (place && pg_atomic_read_u32(&place->state) == SD_WORKER_FAILED)
+		problem(health, HEALTH_DEGRADED, "the bus worker cannot be started: max_worker_processes may be too low");
+	if (place && pg_atomic_read_u32(&place->state) == SD_WORKER_BROKEN)
+		problem(health, HEALTH_DEGRADED, "the bus worker ends before it is ready: see the server's log");
+	if (place && dispatcher_bytes(place) > size / 100 * QUEUE_PROBLEM_PERCENT)
+		problem(health, HEALTH_DEGRADED, "the queue of events that wait for Redis is nearly full");
+	appendStringInfo(&health->bus, "\"bus\": {\"state\": \"%s\", \"events\": " UINT64_FORMAT ", \"bytes\": " UINT64_FORMAT ", \"error\": ",
+					 redis_state_name(health->bus_state), place ? dispatcher_events(place) : 0,
+					 place ? dispatcher_bytes(place) : 0);
+	if (health->bus_state == SD_BUS_WAITING)
+		escape_json(&health->bus, health->bus_error);
+	else
+		appendStringInfoString(&health->bus, "null");
+	appendStringInfoString(&health->bus, "}, ");
+}
+
 static void
 check_all(Health *health, SdDatabase *database)
 {
@@ -339,6 +378,7 @@ check_all(Health *health, SdDatabase *database)
 		for (int i = 0; i < subdispatch_dispatchers; i++)
 			check_dispatcher(health, &database->dispatchers[i], i);
 	}
+	check_bus(health, database);
 	if (health->wanted && health->running == 0)
 		problem(health, HEALTH_DOWN, "there are subscriptions and no dispatcher runs");
 	if (views_memory_used() > views_memory_size() / 100 * MEMORY_PROBLEM_PERCENT)
@@ -364,6 +404,7 @@ subdispatch_health(PG_FUNCTION_ARGS)
 					 ", \"size\": " UINT64_FORMAT "}, ",
 					 health.queue_events, health.queue_bytes,
 					 (uint64) subdispatch_event_queue_size * 1024 * subdispatch_dispatchers);
+	appendStringInfoString(&out, health.bus.data);
 	appendStringInfo(&out, "\"memory\": {\"used\": " UINT64_FORMAT ", \"size\": " UINT64_FORMAT
 					 ", \"failures\": " UINT64_FORMAT "}, ",
 					 views_memory_used(), views_memory_size(),

@@ -96,10 +96,11 @@ static void
 check_room_in_dispatcher(const SdEvent *ev)
 {
 	SdDatabase *db = database_get(false, true);
-	int			home = channel_dispatcher(ev->channel_hash);
+	bool		by_redis = subdispatch_event_bus == SD_BUS_REDIS;
+	int			home = by_redis ? SD_BUS_PLACE : channel_dispatcher(ev->channel_hash);
 	uint64		bytes;
 
-	if (!database_maybe_subscribed(db, ev->channel_hash))
+	if (db == NULL || (!by_redis && !database_maybe_subscribed(db, ev->channel_hash)))
 		return;
 	bytes = pg_atomic_read_u64(&db->dispatchers[home].queue_bytes);
 	if (bytes + tx.bytes + ev->size <= (uint64) subdispatch_event_queue_size * 1024)
@@ -129,6 +130,13 @@ publish_event(const SdEvent *ev)
 				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
 				 errmsg("cannot publish events in a parallel worker")));
 	event_check_size(ev->size);
+	if (subdispatch_event_bus == SD_BUS_REDIS)
+		redis_require_settings();
+	if (subdispatch_event_bus == SD_BUS_REDIS && ev->source == SD_SOURCE_CHANGE)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("publish_change() cannot use the Redis bus yet"),
+				 errhint("Set subdispatch.event_bus to memory.")));
 	shmem_attach();
 	if (am_dispatcher)
 		check_room_in_dispatcher(ev);
@@ -140,6 +148,7 @@ publish_event(const SdEvent *ev)
 	memcpy(p->ev, ev, ev->size);
 	p->subid = GetCurrentSubTransactionId();
 	p->home = channel_dispatcher(ev->channel_hash);
+	p->ordinal = tx.n;
 	tx.bytes += ev->size;
 	tx.n++;
 }
@@ -187,6 +196,15 @@ report_full(int d)
 	int			pid = database_dispatcher_pid(disp);
 	uint64		bytes = pg_atomic_read_u64(&disp->queue_bytes);
 
+	if (d == SD_BUS_PLACE)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("event queue of database \"%s\" is full", get_database_name(MyDatabaseId)),
+				 errdetail("%llu bytes of %d kB wait for Redis, which did not take any within %d ms.",
+						   (unsigned long long) bytes, subdispatch_event_queue_size,
+						   subdispatch_publish_timeout),
+				 errhint("The server's log and subdispatch.health() tell how the bus stands. Increase subdispatch.event_queue_size "
+						 "or subdispatch.publish_timeout, or set subdispatch.on_queue_full to \"gap\".")));
 	ereport(ERROR,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("event queue of database \"%s\" is full", get_database_name(MyDatabaseId)),
@@ -225,7 +243,7 @@ sleep_for_room(int d, TimestampTz *deadline, long max_ms)
 static void
 reserve_by_force(const Size *bytes)
 {
-	for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+	for (int d = 0; d < SD_PLACES; d++)
 		if (bytes[d] > 0)
 			bus_force_reserve(tx.db, d, bytes[d]);
 }
@@ -234,7 +252,7 @@ reserve_by_force(const Size *bytes)
 static int
 never_fits(const Size *bytes)
 {
-	for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+	for (int d = 0; d < SD_PLACES; d++)
 		if (bytes[d] > (Size) subdispatch_event_queue_size * 1024)
 			return d;
 	return -1;
@@ -252,7 +270,7 @@ reserve_room(uint32 *mask, TimestampTz *deadline)
 
 	for (;;)
 	{
-		Size		bytes[SD_MAX_DISPATCHERS];
+		Size		bytes[SD_PLACES];
 		int			full = 0;
 		int			too_much;
 
@@ -322,12 +340,15 @@ prepare(void)
 	if (tx.n == 0)
 		return;
 
-	/* without a slot nobody can subscribe here */
-	db = database_get(true, true);
+	/* without a slot nobody can subscribe here, but elsewhere */
+	db = database_get(true, subdispatch_event_bus != SD_BUS_REDIS);
 	if (db == NULL)
 		return;
 	publish_attach(&tx, db);
-	copies_choose(&tx);
+	if (subdispatch_event_bus == SD_BUS_REDIS)
+		copies_choose_bus(&tx);
+	else
+		copies_choose(&tx);
 	if (!reserve_room(&mask, &deadline))
 		copies_give_up(&tx);
 	else if (!fill_blocks(mask, &deadline))
@@ -376,6 +397,8 @@ finish(void)
 		{
 			bus_link(tx.db, &tx.blocks, tx.n);
 			copies_count_published(&tx);
+			if (tx.by_redis)
+				redis_want_worker(tx.db);
 		}
 		copies_count_gaps(&tx);
 	}

@@ -7,7 +7,9 @@
  *
  * COPIES.  A channel has its home dispatcher, and so has '*'.  An event goes to
  * the first if the channel has subscriptions and to the second if '*' has any.
- * If the two are the same dispatcher, one copy (COPY_HOME) serves both.
+ * If the two are the same dispatcher, one copy (COPY_HOME) serves both.  With the
+ * Redis bus there is one copy of each event, for the bus worker (COPY_BUS), whoever
+ * subscribes here: others may elsewhere.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,6 +21,7 @@
 /* Which copies of an event. */
 #define COPY_HOME		0x01	/* for the channel's dispatcher */
 #define COPY_STAR		0x02	/* for that of '*', if it is another one */
+#define COPY_BUS		0x04	/* for the bus worker, instead of the others */
 
 typedef struct Pending
 {
@@ -28,6 +31,7 @@ typedef struct Pending
 	uint8		copies;			/* to be linked */
 	uint8		gap;			/* needed, but there was no room */
 	uint8		late;			/* needed since the commit: not decided yet */
+	uint32		ordinal;		/* within what is linked together */
 } Pending;
 
 /*
@@ -47,7 +51,8 @@ typedef struct PublishTx
 	/* set by publish_attach() */
 	SdDatabase *db;				/* NULL: nothing is held */
 	uint8		star_home;
-	Size		reserved[SD_MAX_DISPATCHERS];	/* what "blocks" take, or will */
+	bool		by_redis;		/* all copies are COPY_BUS */
+	Size		reserved[SD_PLACES];	/* what "blocks" take, or will */
 	dlist_head	blocks;			/* those that are not linked yet */
 } PublishTx;
 
@@ -56,7 +61,8 @@ static inline bool
 goes_to(const PublishTx *tx, const Pending *p, uint8 copies, int d)
 {
 	return ((copies & COPY_HOME) && p->home == d) ||
-		((copies & COPY_STAR) && tx->star_home == d);
+		((copies & COPY_STAR) && tx->star_home == d) ||
+		((copies & COPY_BUS) && d == SD_BUS_PLACE);
 }
 
 static inline uint32
@@ -69,6 +75,7 @@ dispatcher_bit(int d)
 
 /* What the sketch says: may be too much, never too little. */
 extern void copies_choose(PublishTx *tx);
+extern void copies_choose_bus(PublishTx *tx);
 /* Takes back what no subscription asks for. */
 extern void copies_choose_exactly(PublishTx *tx);
 /* After the commit: what is needed by now, and is neither a copy nor a gap. */

@@ -86,8 +86,10 @@ blocks_size(const PublishTx *tx, Size *bytes)
 			mask |= dispatcher_bit(tx->events[i].home);
 		if (tx->events[i].copies & COPY_STAR)
 			mask |= dispatcher_bit(tx->star_home);
+		if (tx->events[i].copies & COPY_BUS)
+			mask |= dispatcher_bit(SD_BUS_PLACE);
 	}
-	for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+	for (int d = 0; d < SD_PLACES; d++)
 		bytes[d] = (mask & dispatcher_bit(d)) ? size_for(tx, d) : 0;
 	return mask;
 }
@@ -114,11 +116,11 @@ make_block(const PublishTx *tx, int d, const Run *run)
 		if (!goes_to(tx, p, p->copies, d))
 			continue;
 		memcpy(to, p->ev, p->ev->size);
-		to->ordinal = i;
+		to->ordinal = p->ordinal;
 		to->own_channel = d == p->home;
 		to->star_copy = d != p->home;
 		to->second = d != p->home && (p->copies & COPY_HOME) != 0;
-		block->last_ordinal = i;
+		block->last_ordinal = p->ordinal;
 		to = event_next(to);
 	}
 	Assert((char *) to == (char *) block + run->bytes);
@@ -165,7 +167,7 @@ make_for(PublishTx *tx, int d)
 bool
 blocks_make(PublishTx *tx, uint32 mask)
 {
-	for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+	for (int d = 0; d < SD_PLACES; d++)
 	{
 		if ((mask & dispatcher_bit(d)) && !make_for(tx, d))
 		{
@@ -187,7 +189,7 @@ blocks_free(PublishTx *tx)
 void
 blocks_release_room(PublishTx *tx)
 {
-	for (int d = 0; d < SD_MAX_DISPATCHERS; d++)
+	for (int d = 0; d < SD_PLACES; d++)
 	{
 		if (tx->reserved[d] > 0)
 			bus_release(tx->db, d, tx->reserved[d]);
@@ -284,7 +286,7 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 {
 	Pending		event = {0};
 	PublishTx	tx = {0};
-	Size		bytes[SD_MAX_DISPATCHERS];
+	Size		bytes[SD_PLACES];
 	uint32		mask;
 	int			full;
 	bool		linked = false;
@@ -313,4 +315,99 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 	else
 		blocks_release_room(&tx);
 	return linked;
+}
+
+/* ---- events with ids ---- */
+
+/*
+ * Makes blocks of events that are to be linked together, which base_id and
+ * ordinals give their ids.  False without room or memory.
+ */
+static bool
+link_numbered(PublishTx *tx, uint64 first, uint64 last)
+{
+	Size		bytes[SD_PLACES];
+	uint32		mask;
+	int			full;
+	dlist_iter	iter;
+
+	copies_choose(tx);
+	mask = blocks_size(tx, bytes);
+	if (mask != 0)
+	{
+		if (!bus_reserve(tx->db, bytes, &full))
+			return false;
+		memcpy(tx->reserved, bytes, sizeof(bytes));
+		if (!blocks_make(tx, mask))
+		{
+			blocks_release_room(tx);
+			return false;
+		}
+	}
+	dlist_foreach(iter, &tx->blocks)
+		dlist_container(SdBlock, node, iter.cur)->base_id = first;
+	bus_link_with_ids(tx->db, &tx->blocks, first, last);
+	return true;
+}
+
+/* Events linked together; bounds what a look at them costs. */
+#define NUMBERED_AT_ONCE	256
+
+/*
+ * How many from the first one on are linked together: what fits into a block,
+ * and their ids into ordinals.
+ */
+static uint32
+numbered_run(PublishTx *tx, const SdNumbered *events, uint32 n)
+{
+	Size		bytes = 0;
+	uint32		i;
+
+	tx->n = 0;
+	for (i = 0; i < n && i < NUMBERED_AT_ONCE; i++)
+	{
+		Pending    *p = &tx->events[tx->n];
+
+		if (events[i].id - events[0].id > PG_UINT32_MAX)
+			break;
+		if (events[i].ev == NULL)
+			continue;
+		if (bytes > 0 && bytes + events[i].ev->size > BLOCK_SIZE / 2)
+			break;
+		memset(p, 0, sizeof(Pending));
+		p->ev = events[i].ev;
+		p->home = channel_dispatcher(p->ev->channel_hash);
+		p->ordinal = (uint32) (events[i].id - events[0].id);
+		bytes += p->ev->size;
+		tx->n++;
+	}
+	return i;
+}
+
+/* See bus.h.  Nothing in it can be interrupted, as in publish_now(). */
+uint32
+publish_numbered(SdDatabase *db, const SdNumbered *events, uint32 n)
+{
+	Pending		pending[NUMBERED_AT_ONCE];
+	uint32		at = 0;
+
+	while (at < n)
+	{
+		PublishTx	tx = {.events = pending};
+		uint32		run = numbered_run(&tx, events + at, n - at);
+
+		publish_attach(&tx, db);
+		if (!link_numbered(&tx, events[at].id, events[at + run - 1].id))
+		{
+			/* perhaps there is room for one */
+			if (run == 1)
+				break;
+			run = numbered_run(&tx, events + at, 1);
+			publish_attach(&tx, db);
+			if (!link_numbered(&tx, events[at].id, events[at].id))
+				break;
+		}
+		at += run;
+	}
+	return at;
 }

@@ -53,6 +53,15 @@ copies_choose(PublishTx *tx)
 		tx->events[i].copies = copies_by_sketch(tx, &tx->events[i], star);
 }
 
+/* Whoever subscribes to what: other servers have their own subscriptions. */
+void
+copies_choose_bus(PublishTx *tx)
+{
+	tx->by_redis = true;
+	for (uint32 i = 0; i < tx->n; i++)
+		tx->events[i].copies = COPY_BUS;
+}
+
 /*
  * Returns the dispatchers of late copies.  The events are visible, so whoever
  * subscribes after this look sees them in a query.
@@ -63,6 +72,8 @@ copies_find_late(PublishTx *tx)
 	uint32		mask = 0;
 	bool		star;
 
+	if (tx->by_redis)
+		return 0;
 	/* between the end of our transaction for others and their counters */
 	pg_memory_barrier();
 	star = pg_atomic_read_u32(&tx->db->nstar) > 0;
@@ -127,6 +138,8 @@ take_back(Pending *p, uint8 copy, const SdChannel *channel, const SdChannel *oth
 void
 copies_choose_exactly(PublishTx *tx)
 {
+	if (tx->by_redis)
+		return;
 	for (uint32 i = 0; i < tx->n;)
 	{
 		uint32		end = Min(tx->n, i + LOOKUPS_PER_LOCK);
@@ -187,6 +200,27 @@ add_gaps_of(const PublishTx *tx, const Pending *p, Lookup *lookup, uint32 *mask)
 	return told;
 }
 
+/* All servers are told, this one too, when Redis is. */
+static void
+count_bus_gaps(PublishTx *tx)
+{
+	uint64		ngaps = 0;
+
+	for (uint32 i = 0; i < tx->n; i++)
+	{
+		if (tx->events[i].gap == 0)
+			continue;
+		redis_lose(tx->db, tx->events[i].ev->channel_hash);
+		ngaps++;
+	}
+	if (ngaps > 0)
+	{
+		stats_add(&tx->db->stats, SD_STAT_EVENTS_GAPPED, ngaps);
+		redis_want_worker(tx->db);
+		database_wake(tx->db, SD_BUS_PLACE);
+	}
+}
+
 /*
  * Counts every gap for the channels concerned, and wakes their dispatchers,
  * which tell the subscriptions.
@@ -197,6 +231,11 @@ copies_count_gaps(PublishTx *tx)
 	uint32		mask = 0;
 	uint64		ngaps = 0;
 
+	if (tx->by_redis)
+	{
+		count_bus_gaps(tx);
+		return;
+	}
 	for (uint32 i = 0; i < tx->n;)
 	{
 		uint32		end = Min(tx->n, i + LOOKUPS_PER_LOCK);

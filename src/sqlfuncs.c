@@ -382,6 +382,8 @@ subdispatch_subscribe(PG_FUNCTION_ARGS)
 
 	db = database_get(true, false);
 	database_start_dispatchers(db);
+	if (subdispatch_event_bus == SD_BUS_REDIS)
+		redis_wait_for_position(db);
 	(void) subscription_create(&what);
 	wait_for_listen(db, what.channel);
 	PG_RETURN_TEXT_P(cstring_to_text(what.id));

@@ -25,6 +25,11 @@ typedef enum SdCounter
 	SD_STAT_EVENTS_RETRIED,		/* dispatched again after an error or a death */
 	SD_STAT_NOTIFICATIONS_RECEIVED,
 	SD_STAT_BAD_ENVELOPES,
+	SD_STAT_BUS_SENT,			/* events that Redis has acknowledged */
+	SD_STAT_BUS_RECEIVED,		/* events read from Redis */
+	SD_STAT_BUS_REPEATED,		/* entries that had been read before */
+	SD_STAT_BUS_GAPS,			/* gaps found in what was read */
+	SD_STAT_BUS_CONNECTIONS,	/* made to Redis */
 	SD_STAT_RESOLVER_CALLS,
 	SD_STAT_RESOLVER_ERRORS,
 	SD_STAT_RESOLVER_TIMEOUTS,

@@ -13,6 +13,10 @@
  *	                  (bus_wait.c: wait_dispatched())
  *	  bus_notify.c    the other way in: NOTIFY (envelope.c), and the
  *	                  dispatcher's side of it: bus_listen.c, bus_receive.c
+ *	  bus_redis.c     and through Redis: what publishers and others see of it;
+ *	                  bus_worker.c (its process), redis_send.c and
+ *	                  redis_read.c (its two sides), redis_script.c, bus_mac.c,
+ *	                  redis_conn.c and redis_net.c (connections), redis_url.c
  *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
  *	                  (dispatcher_place.c: when one starts and ends)
  *	  dispatch.c      one batch: transactions, errors, attempts
@@ -82,12 +86,15 @@
 
 #define SD_MAX_DATABASES		64	/* databases that publish or subscribe */
 #define SD_MAX_DISPATCHERS		16	/* per database */
+#define SD_BUS_PLACE			SD_MAX_DISPATCHERS	/* the bus worker's place */
+#define SD_PLACES				(SD_MAX_DISPATCHERS + 1)
 #define SD_MAX_NAME				1024	/* bytes of a channel, id, consumer, ... */
 
 typedef enum SdBusKind
 {
 	SD_BUS_MEMORY,
-	SD_BUS_NOTIFY
+	SD_BUS_NOTIFY,
+	SD_BUS_REDIS
 } SdBusKind;
 
 typedef enum SdOnQueueFull
@@ -131,6 +138,12 @@ extern int	subdispatch_max_subscription_size;	/* bytes */
 extern int	subdispatch_subscription_idle_timeout;	/* s */
 extern int	subdispatch_subscription_max_lifetime;	/* s */
 extern char *subdispatch_context_settings;
+extern char *subdispatch_redis_url;	/* the real one; see guc_secret.c */
+extern char *subdispatch_bus_key;	/* likewise */
+extern char *subdispatch_redis_key_prefix;
+extern char *subdispatch_redis_ca_file;
+extern int	subdispatch_redis_max_length;
+extern int	subdispatch_redis_timeout;	/* ms */
 extern bool subdispatch_omit_null_errors;
 extern bool subdispatch_include_event_id;
 extern bool subdispatch_mask_errors;

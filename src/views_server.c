@@ -23,6 +23,7 @@
 #include "storage/proc.h"
 #include "utils/acl.h"
 
+#include "bus.h"
 #include "views.h"
 
 PG_FUNCTION_INFO_V1(subdispatch_show_stats);
@@ -105,6 +106,7 @@ typedef struct WorkerRow
 	int			dispatcher;
 	uint32		pid;
 	SdWorkerState state;
+	SdBusState	bus;			/* of the bus worker */
 	uint64		events;
 	uint64		bytes;
 	uint32		listening;
@@ -120,6 +122,13 @@ static const char *const worker_states[] =
 	[SD_WORKER_BROKEN] = "broken",
 };
 
+static const char *const bus_names[] =
+{
+	[SD_BUS_MEMORY] = "memory",
+	[SD_BUS_NOTIFY] = "notify",
+	[SD_BUS_REDIS] = "redis",
+};
+
 static void
 collect_worker(WorkerRow *row, SdDatabase *db, int i)
 {
@@ -129,13 +138,14 @@ collect_worker(WorkerRow *row, SdDatabase *db, int i)
 	row->dispatcher = i;
 	row->state = pg_atomic_read_u32(&d->state);
 	row->pid = row->state == SD_WORKER_RUNNING ? pg_atomic_read_u32(&d->pid) : 0;
+	row->bus = redis_state(db, NULL, 0, NULL);
 	row->events = pg_atomic_read_u64(&d->queue_events);
 	row->bytes = pg_atomic_read_u64(&d->queue_bytes);
 	row->listening = pg_atomic_read_u32(&d->nlistening);
 	row->busy = pg_atomic_read_u32(&d->busy) != 0;
 }
 
-/* Copies all dispatchers that run, or should, under database_lock. */
+/* Copies all workers that run, or should, under database_lock. */
 static int
 collect_workers(WorkerRow *rows)
 {
@@ -148,7 +158,7 @@ collect_workers(WorkerRow *rows)
 
 		if (!OidIsValid(db->dboid))
 			continue;
-		for (int d = 0; d < subdispatch_dispatchers; d++)
+		for (int d = 0; d < SD_PLACES; d++)
 		{
 			if (pg_atomic_read_u32(&db->dispatchers[d].state) != SD_WORKER_NONE)
 				collect_worker(&rows[n++], db, d);
@@ -158,10 +168,20 @@ collect_workers(WorkerRow *rows)
 	return n;
 }
 
+/* A worker that runs has Redis to tell of. */
+static const char *
+bus_worker_state(const WorkerRow *w)
+{
+	if (w->state != SD_WORKER_RUNNING || w->bus == SD_BUS_CONNECTED)
+		return worker_states[w->state];
+	return redis_state_name(w->bus == SD_BUS_OFF ? SD_BUS_CONNECTING : w->bus);
+}
+
 static void
-store_dispatcher(ReturnSetInfo *rsinfo, const WorkerRow *w)
+store_worker(ReturnSetInfo *rsinfo, const WorkerRow *w)
 {
 	char	   *database = get_database_name(w->dboid);
+	bool		is_bus = w->dispatcher == SD_BUS_PLACE;
 	NameData	name;
 	SdRow			row = {0};
 
@@ -170,13 +190,13 @@ store_dispatcher(ReturnSetInfo *rsinfo, const WorkerRow *w)
 	namestrcpy(&name, database);
 	row_put(&row, NameGetDatum(&name), false);
 	row_put(&row, Int32GetDatum((int32) w->pid), w->pid == 0);
-	row_put_string(&row, "dispatcher");
-	row_put_string(&row, worker_states[w->state]);
-	row_put_string(&row, subdispatch_event_bus == SD_BUS_NOTIFY ? "notify" : "memory");
+	row_put_string(&row, is_bus ? "bus" : "dispatcher");
+	row_put_string(&row, is_bus ? bus_worker_state(w) : worker_states[w->state]);
+	row_put_string(&row, is_bus ? "redis" : bus_names[subdispatch_event_bus]);
 	row_put_int8(&row, w->events);
-	row_put(&row, Int32GetDatum(w->dispatcher), false);
+	row_put(&row, Int32GetDatum(w->dispatcher), is_bus);
 	row_put_int8(&row, w->bytes);
-	row_put(&row, Int32GetDatum((int32) w->listening), false);
+	row_put(&row, Int32GetDatum((int32) w->listening), is_bus);
 	row_put(&row, BoolGetDatum(w->busy), false);
 	row_store(rsinfo, &row);
 }
@@ -218,7 +238,7 @@ require_monitor(void)
 Datum
 subdispatch_list_workers(PG_FUNCTION_ARGS)
 {
-	WorkerRow  *rows = palloc(sizeof(WorkerRow) * SD_MAX_DATABASES * SD_MAX_DISPATCHERS);
+	WorkerRow  *rows = palloc(sizeof(WorkerRow) * SD_MAX_DATABASES * SD_PLACES);
 	int			n;
 
 	sd_require_preload();
@@ -227,6 +247,6 @@ subdispatch_list_workers(PG_FUNCTION_ARGS)
 	store_launcher((ReturnSetInfo *) fcinfo->resultinfo);
 	n = collect_workers(rows);
 	for (int i = 0; i < n; i++)
-		store_dispatcher((ReturnSetInfo *) fcinfo->resultinfo, &rows[i]);
+		store_worker((ReturnSetInfo *) fcinfo->resultinfo, &rows[i]);
 	return (Datum) 0;
 }

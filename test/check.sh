@@ -216,7 +216,7 @@ clang_warnings() {
 
 make_base
 rm -rf "$OUTPUT"
-install_packages "${BUILD_PACKAGES[@]}" perl libipc-run-perl
+install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
 choose_user
 
 builds=()

@@ -30,7 +30,7 @@ shift $((OPTIND - 1))
 exec 3<&0 </dev/null
 
 make_base
-install_packages "${BUILD_PACKAGES[@]}" perl libipc-run-perl
+install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
 choose_user
 build build "${flags[@]}" || { cat "$BASE/build/build.log" >&2; die "the build failed"; }
 use_build build

@@ -11,10 +11,13 @@
 PG_MAJOR=${PG_MAJOR:-15}
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
-BUILD_PACKAGES=(gcc libc6-dev pkg-config libjson-c-dev libkrb5-dev)
+BUILD_PACKAGES=(gcc libc6-dev pkg-config libjson-c-dev libhiredis-dev libssl-dev libkrb5-dev)
 if [ -z "${PG_CONFIG:-}" ]; then
 	BUILD_PACKAGES+=("postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR" "postgresql-plpython3-$PG_MAJOR")
 fi
+
+# redis-tools has the program of redis-server, without the service that redis-server would start.
+TEST_PACKAGES=(perl libipc-run-perl redis-tools openssl)
 
 BASE=          # this run's directory; everything that a run makes is below it
 AS=()          # the prefix that makes a command run as the unprivileged user, in a clean environment

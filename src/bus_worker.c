@@ -1,0 +1,499 @@
+/*-------------------------------------------------------------------------
+ *
+ * bus_worker.c
+ *	  The bus worker's life: the process that talks to Redis for a database.
+ *
+ * It is a process of its own so that whatever Redis does, or does not do, holds
+ * up neither commits nor dispatchers, nor the shutdown: all it ever waits for
+ * is its latch, and sockets beside it.  The launcher starts it when it is
+ * wanted (SdBus->wanted) and replaces it when it dies; it takes its place as
+ * a dispatcher does (dispatcher_place.c).
+ *
+ * It has two connections, since the one that reads waits inside Redis:
+ * redis_send.c and redis_read.c have a turn each, again and again.  An error in
+ * a turn ends both connections, not the process.
+ *
+ * It goes on while anybody subscribes or anything is queued, also when
+ * event_bus is changed: what was published goes its way.
+ *
+ * Locks: those of what it calls; none while it waits.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "common/hashfn.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/pmsignal.h"
+#include "storage/procsignal.h"
+#include "storage/sinval.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/ps_status.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "dispatcher.h"
+#include "event.h"
+#include "ratelimit.h"
+#include "redis_bus.h"
+#include "shmem.h"
+
+#define LONGEST_WAIT		1000	/* ms */
+#define HELD_BACK_WAIT		1	/* ms; as in dispatcher.c */
+#define ROOM_WAIT			5	/* ms; room in a queue is not announced to us */
+#define RETIRE_INTERVAL		SD_SECOND
+#define ERROR_WAIT			1000	/* ms, after an error */
+
+/* Of what is logged about entries: ten at once, then one every ten seconds. */
+#define LOG_RATE			0.1
+#define LOG_BURST			10
+#define REPEAT_INTERVAL		(60 * SD_SECOND)	/* of the same trouble in the log */
+
+#define MAX_KEY				(512 + NAMEDATALEN)
+
+SdDatabase *bus_db = NULL;
+char		bus_stream[MAX_KEY];
+char		bus_state_key[MAX_KEY];
+
+static MemoryContext loop_context;
+static TokenBucket entry_log;
+static uint32 not_logged = 0;
+static TimestampTz next_retire = 0;
+static WaitEventSet *wait_set = NULL;
+static uint32 wait_generation[2];	/* of the sockets that it is made of */
+
+int64
+bus_now(void)
+{
+	return GetCurrentTimestamp() + UNIX_EPOCH_US;
+}
+
+/* ---- what is told ---- */
+
+/* Logs a trouble when it is new, or has lasted. */
+static void
+log_trouble(const char *error)
+{
+	static char last[NET_ERROR_SIZE];
+	static TimestampTz last_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (strcmp(last, error) == 0 && now - last_at < REPEAT_INTERVAL)
+		return;
+	strlcpy(last, error, sizeof(last));
+	last_at = now;
+	ereport(LOG,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("subdispatch's Redis bus: %s", error),
+			 errdetail("Events wait in shared memory; it is tried again.")));
+}
+
+void
+bus_report(const char *error)
+{
+	SdBus	   *bus = bus_self();
+	TimestampTz now = GetCurrentTimestamp();
+
+	SpinLockAcquire(&bus->mutex);
+	if (bus->error_at == 0)
+		bus->error_at = now;
+	strlcpy(bus->error, error, sizeof(bus->error));
+	SpinLockRelease(&bus->mutex);
+	pg_atomic_write_u32(&bus->state, SD_BUS_WAITING);
+	ConditionVariableBroadcast(&bus_db->changed);
+	log_trouble(error);
+}
+
+/* Both connections stand. */
+static void
+report_connected(void)
+{
+	SdBus	   *bus = bus_self();
+	TimestampTz since;
+
+	if (pg_atomic_read_u32(&bus->state) == SD_BUS_CONNECTED)
+		return;
+	SpinLockAcquire(&bus->mutex);
+	since = bus->error_at;
+	bus->error_at = 0;
+	bus->error[0] = '\0';
+	SpinLockRelease(&bus->mutex);
+	pg_atomic_write_u32(&bus->state, SD_BUS_CONNECTED);
+	ConditionVariableBroadcast(&bus_db->changed);
+	stats_add(&bus_db->stats, SD_STAT_BUS_CONNECTIONS, 1);
+	if (since != 0)
+		ereport(LOG,
+				(errmsg("subdispatch's Redis bus is connected again, after %ld s",
+						(long) ((GetCurrentTimestamp() - since) / SD_SECOND))));
+}
+
+void
+bus_complain(const char *what, const char *detail)
+{
+	if (!ratelimit_take(&entry_log, LOG_RATE, LOG_BURST, GetCurrentTimestamp()))
+	{
+		not_logged++;
+		return;
+	}
+	ereport(LOG,
+			(errmsg("subdispatch's Redis bus: %s", what),
+			 errdetail("%s", detail),
+			 not_logged > 0 ? errhint("%u such messages were left out.", not_logged) : 0));
+	not_logged = 0;
+}
+
+/* ---- starting ---- */
+
+/* The server's name among senders, for as long as it is up. */
+static void
+name_sender(void)
+{
+	uint8		bytes[SD_SENDER_LEN / 2];
+
+	if (bus_self()->sender[0] != '\0')
+		return;
+	if (!pg_strong_random(bytes, sizeof(bytes)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random bytes")));
+	for (int i = 0; i < SD_SENDER_LEN / 2; i++)
+		snprintf(bus_self()->sender + 2 * i, 3, "%02x", bytes[i]);
+}
+
+/*
+ * The keys in Redis.  How far we have read is of no use with another stream.
+ */
+static void
+name_keys(void)
+{
+	char	   *database;
+	uint64		hash;
+
+	StartTransactionCommand();
+	database = get_database_name(MyDatabaseId);
+	snprintf(bus_stream, MAX_KEY, "%s{%s}:events", subdispatch_redis_key_prefix, database ? database : "");
+	snprintf(bus_state_key, MAX_KEY, "%s{%s}:state", subdispatch_redis_key_prefix, database ? database : "");
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(loop_context);
+
+	hash = hash_bytes_extended((unsigned char *) bus_stream, strlen(bus_stream), 0);
+	if (bus_self()->stream_hash != hash)
+		bus_self()->has_position = false;
+	bus_self()->stream_hash = hash;
+}
+
+static void
+show_database_name(void)
+{
+	char	   *name;
+
+	StartTransactionCommand();
+	name = get_database_name(MyDatabaseId);
+	init_ps_display(psprintf("subdispatch bus of database %s", name ? name : "?"));
+	CommitTransactionCommand();
+}
+
+static void
+at_exit(int code, Datum arg)
+{
+	LWLockReleaseAll();
+	pg_atomic_write_u32(&bus_self()->state, SD_BUS_OFF);
+	ConditionVariableBroadcast(&bus_db->changed);
+}
+
+/* An error in here ends the process; the launcher tries again, ever later. */
+static void
+set_up(Datum arg)
+{
+	int			place = DatumGetInt32(arg);
+	Oid			dboid;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	bus_db = &sd_shared->databases[place / SD_PLACES];
+	dboid = place_take(bus_db, SD_BUS_PLACE);
+	if (!OidIsValid(dboid))
+		proc_exit(0);
+	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
+	shmem_attach();
+	SetConfigOption("application_name", "subdispatch bus", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("statement_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE);
+	event_fix_settings();
+	show_database_name();
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	loop_context = AllocSetContextCreate(TopMemoryContext, "subdispatch bus loop",
+										 ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(loop_context);
+	ratelimit_init(&entry_log, LOG_RATE, LOG_BURST, GetCurrentTimestamp());
+	name_sender();
+	name_keys();
+	send_init();
+	read_init();
+	before_shmem_exit(at_exit, 0);
+	pg_atomic_write_u32(&bus_self()->state, SD_BUS_CONNECTING);
+	bus_place()->started_at = GetCurrentTimestamp();
+}
+
+static void
+show_running(void)
+{
+	if (likely(pg_atomic_read_u32(&bus_place()->state) == SD_WORKER_RUNNING))
+		return;
+	pg_atomic_write_u32(&bus_place()->state, SD_WORKER_RUNNING);
+	ConditionVariableBroadcast(&bus_db->changed);
+}
+
+/* ---- wait_dispatched() ---- */
+
+static bool sync_under_way = false;
+static uint32 sync_request;		/* which one */
+
+/*
+ * A sync is done when everything has been read that was in Redis when all that
+ * was queued here had arrived there.
+ */
+static void
+begin_sync(void)
+{
+	SdBus	   *bus = bus_self();
+
+	if (sync_under_way)
+		return;
+	sync_request = pg_atomic_read_u32(&bus->sync_requests);
+	if (sync_request == pg_atomic_read_u32(&bus->sync_done))
+		return;
+	sync_under_way = true;
+	send_sync_begin();
+}
+
+static void
+answer_sync(void)
+{
+	SdBus	   *bus = bus_self();
+	uint64		target;
+
+	if (!sync_under_way || !send_sync_target(&target) || !read_is_up() || bus->progress.position < target)
+		return;
+	send_sync_done();
+	sync_under_way = false;
+	pg_atomic_write_u32(&bus->sync_done, sync_request);
+	ConditionVariableBroadcast(&bus_db->changed);
+}
+
+/* ---- the loop ---- */
+
+/* Connections that were made by other settings are made anew. */
+static void
+reload(void)
+{
+	char	   *url = subdispatch_redis_url ? pstrdup(subdispatch_redis_url) : NULL;
+	char	   *ca = pstrdup(subdispatch_redis_ca_file);
+	char	   *prefix = pstrdup(subdispatch_redis_key_prefix);
+	bool		same;
+
+	ProcessConfigFile(PGC_SIGHUP);
+	same = (url == NULL) == (subdispatch_redis_url == NULL) &&
+		(url == NULL || strcmp(url, subdispatch_redis_url) == 0) &&
+		strcmp(ca, subdispatch_redis_ca_file) == 0 &&
+		strcmp(prefix, subdispatch_redis_key_prefix) == 0;
+	if (url)
+		explicit_bzero(url, strlen(url));
+	if (same)
+		return;
+	send_reset();
+	read_reset();
+	name_keys();
+}
+
+static void
+handle_requests(void)
+{
+	if (ProcDiePending)
+		proc_exit(0);
+	if (!PostmasterIsAlive())
+		proc_exit(1);
+	CHECK_FOR_INTERRUPTS();
+	if (catchupInterruptPending)
+		ProcessCatchupInterrupt();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		reload();
+	}
+}
+
+/* Returns whether there is more to be done at once. */
+static bool
+turn(void)
+{
+	TimestampTz now;
+	bool		more;
+
+	place_leave_if_not_wanted();
+	show_running();
+	begin_sync();
+	(void) bus_sequence(bus_db, SD_BUS_PLACE);
+	send_turn();
+	more = read_turn();
+	answer_sync();
+	if (send_is_up() && read_is_up())
+		report_connected();
+
+	now = GetCurrentTimestamp();
+	if (now >= next_retire)
+	{
+		next_retire = now + RETIRE_INTERVAL;
+		place_retire_bus(now);
+	}
+	MemoryContextReset(loop_context);
+	return more;
+}
+
+/* ---- waiting ---- */
+
+static long
+sooner(long a, long b)
+{
+	return b < 0 ? a : Min(a, b);
+}
+
+static long
+wait_time(void)
+{
+	long		timeout = LONGEST_WAIT;
+
+	timeout = sooner(timeout, link_wait_ms(&send_link));
+	if (read_waits_for_room())
+		timeout = Min(timeout, ROOM_WAIT);
+	else
+		timeout = sooner(timeout, link_wait_ms(&read_link));
+	if (database_has_linked(bus_db))
+		timeout = Min(timeout, HELD_BACK_WAIT);
+	return timeout;
+}
+
+/* What to wait for at a socket; 0 if not at all. */
+static uint32
+wants(const RedisLink *link)
+{
+	if (link->conn.net.fd < 0)
+		return 0;
+	/* what comes is not read while there is no room for it */
+	if (link == &read_link && read_waits_for_room())
+		return 0;
+	return link->conn.net.wants;
+}
+
+/*
+ * The set has the sockets as they are now.  Made anew only when they are other
+ * ones; one that is of no interest is left out.
+ */
+static void
+make_wait_set(const uint32 *interest, int *positions)
+{
+	static int	made_positions[2];
+	static uint32 made_interest[2];
+	const RedisLink *links[2] = {&send_link, &read_link};
+	bool		same = wait_set != NULL;
+
+	for (int i = 0; i < 2; i++)
+		same = same && wait_generation[i] == links[i]->conn.net.generation &&
+			(made_interest[i] == 0) == (interest[i] == 0);
+	if (!same)
+	{
+		if (wait_set)
+			FreeWaitEventSet(wait_set);
+		wait_set = NULL;
+		wait_set = CreateWaitEventSet(TopMemoryContext, 4);
+		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		for (int i = 0; i < 2; i++)
+		{
+			if (interest[i] != 0)
+				made_positions[i] = AddWaitEventToSet(wait_set, interest[i],
+													  links[i]->conn.net.fd, NULL, NULL);
+			wait_generation[i] = links[i]->conn.net.generation;
+		}
+	}
+	else
+		for (int i = 0; i < 2; i++)
+			if (interest[i] != made_interest[i])
+				ModifyWaitEvent(wait_set, made_positions[i], interest[i], NULL);
+	for (int i = 0; i < 2; i++)
+	{
+		made_interest[i] = interest[i];
+		positions[i] = made_positions[i];
+	}
+}
+
+static void
+wait_for_work(void)
+{
+	uint32		interest[2];
+	int			positions[2];
+	WaitEvent	events[4];
+
+	interest[0] = wants(&send_link);
+	interest[1] = wants(&read_link);
+	make_wait_set(interest, positions);
+	pgstat_report_stat(true);
+	(void) WaitEventSetWait(wait_set, wait_time(), events, lengthof(events), PG_WAIT_EXTENSION);
+}
+
+/* An error came out of a turn: back to the state between two turns. */
+static void
+recover(void)
+{
+	error_context_stack = NULL;
+	HOLD_INTERRUPTS();
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	EmitErrorReport();
+	LWLockReleaseAll();
+	ConditionVariableCancelSleep();
+	pgstat_report_wait_end();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(loop_context);
+	FlushErrorState();
+	MemoryContextReset(loop_context);
+	send_reset();
+	read_reset();
+	stats_add(&bus_db->stats, SD_STAT_DISPATCH_ERRORS, 1);
+	RESUME_INTERRUPTS();
+	(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ERROR_WAIT, PG_WAIT_EXTENSION);
+}
+
+void
+subdispatch_bus_main(Datum arg)
+{
+	sigjmp_buf	buffer;
+
+	set_up(arg);
+	if (sigsetjmp(buffer, 1) != 0)
+		recover();
+	PG_exception_stack = &buffer;
+
+	for (;;)
+	{
+		ResetLatch(MyLatch);
+		handle_requests();
+		if (!turn())
+			wait_for_work();
+	}
+}

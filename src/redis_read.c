@@ -1,0 +1,728 @@
+/*-------------------------------------------------------------------------
+ *
+ * redis_read.c
+ *	  The bus worker's way in: from the stream to the dispatchers' queues.
+ *
+ * Every server reads the whole stream of its database, its own events included,
+ * with XREAD, which waits in Redis for what is to come.  What is read is
+ * checked, and linked for the dispatchers under the id that it has in the
+ * stream, so that an event has one id on all servers.  If there is no room for
+ * it no more is read: Redis keeps the rest.
+ *
+ * PROGRESS.  How far this server has read is in shared memory (SdBusProgress):
+ * a worker that follows goes on there.  A server that begins, or that had
+ * nobody subscribed for a while, begins at the stream's end.  Linking and
+ * progress are one step that cannot fail or be interrupted.
+ *
+ * WHAT IS CHECKED, of each entry:
+ *
+ *	  1. The MAC.  Only who knows bus_key makes entries.
+ *	  2. The sender's number.  One that is not above the sender's last was there
+ *		 before (sent again by an attacker, or by a sender whose Redis lost its
+ *		 memory).  Of a sender that we don't know it must have been sent lately,
+ *		 not before we began to read: what is older may be sent again by
+ *		 anybody.  SENT_TOLERANCE is for clocks that differ; what was sent within
+ *		 it before we began may be played back to us, once, by who can write to
+ *		 Redis and has removed the sender's number there.
+ *	  3. Nothing is missing: the entry names the id of the one before it, and a
+ *		 sender's numbers follow each other.  Otherwise the stream was trimmed
+ *		 past our position, or Redis has lost what it had: all subscriptions of
+ *		 the database are told that something is missing.
+ *
+ * The id is not authenticated (Redis gives it), so it must be plausible.  What
+ * fails 1 or 2 is counted, logged at a limited rate, and passed over.
+ *
+ * Locks: order_lock and registry_lock (shared), in what it calls.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "bus_mac.h"
+#include "event_wire.h"
+#include "redis_bus.h"
+#include "redis_script.h"
+
+#define READ_AT_ONCE		128 /* entries of a reply */
+#define BLOCK_MS			2000	/* that Redis waits for an entry */
+#define CHUNK_BYTES			(1024 * 1024)	/* of text, that are checked together */
+#define SENT_TOLERANCE		INT64CONST(600000000)	/* us */
+#define FUTURE_TOLERANCE	INT64CONST(172800000000)	/* us; the script allows one day */
+
+RedisLink	read_link;
+
+static bool reading = false;	/* the stream's state was asked for and is known */
+static bool asked_hello = false;
+static redisReply *entries_reply = NULL;	/* the last reply to XREAD */
+static Size next_entry;			/* of its entries, the first not linked yet */
+static bool no_room = false;
+static MemoryContext read_context = NULL;
+
+/* What is found out about an entry before it is linked. */
+typedef enum Verdict
+{
+	ENTRY_GOOD,
+	ENTRY_BAD,					/* not ours, or not as we would have made it */
+	ENTRY_REPEATED				/* seen before, or too old to tell */
+} Verdict;
+
+typedef struct Item
+{
+	Verdict		verdict;
+	const char *why;			/* ENTRY_BAD */
+	uint64		id;
+	uint64		prev;
+	BusEntry	entry;
+	SdEvent    *ev;				/* NULL: concerns nobody here, or is unusable */
+	bool		unusable;		/* good, but we cannot make an event of it */
+	bool		gap;			/* something before it is missing */
+} Item;
+
+/* ---- the parts of an entry ---- */
+
+/* All of a string of digits; false for anything else. */
+static bool
+parse_number(const char *s, Size len, uint64 *value)
+{
+	uint64		n = 0;
+
+	if (len == 0 || len > 18)
+		return false;
+	for (Size i = 0; i < len; i++)
+	{
+		if (s[i] < '0' || s[i] > '9')
+			return false;
+		n = n * 10 + (uint64) (s[i] - '0');
+	}
+	*value = n;
+	return true;
+}
+
+/* "<id>-0"; *id gets what it can even if it is no id of ours. */
+static bool
+parse_id(const redisReply *reply, uint64 *id)
+{
+	const char *dash;
+
+	*id = 0;
+	if (reply->type != REDIS_REPLY_STRING)
+		return false;
+	*id = strtou64(reply->str, NULL, 10);
+	dash = memchr(reply->str, '-', reply->len);
+	return dash != NULL && strcmp(dash, "-0") == 0 &&
+		parse_number(reply->str, (Size) (dash - reply->str), id);
+}
+
+static const char *const field_names = "psntkcem";
+
+/* The fields' values, in the order of field_names; false if they are not so. */
+static bool
+parse_fields(const redisReply *reply, BusBytes *values)
+{
+	Size		n = strlen(field_names);
+
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 * n)
+		return false;
+	for (Size i = 0; i < n; i++)
+	{
+		const redisReply *name = reply->element[2 * i];
+		const redisReply *value = reply->element[2 * i + 1];
+
+		if (name->type != REDIS_REPLY_STRING || value->type != REDIS_REPLY_STRING ||
+			name->len != 1 || name->str[0] != field_names[i])
+			return false;
+		values[i].data = value->str;
+		values[i].len = value->len;
+	}
+	return true;
+}
+
+/* NULL if all is well, or what is wrong. */
+static const char *
+parse_entry(const redisReply *reply, Item *item)
+{
+	BusEntry   *entry = &item->entry;
+	BusBytes	values[8];
+	uint64		sent_at;
+	char		mac[BUS_MAC_HEX + 1];
+
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2)
+		return "it is no entry of a stream";
+	if (!parse_id(reply->element[0], &item->id) || item->id == 0)
+		return "its id is none of an event";
+	if ((int64) item->id > bus_now() + FUTURE_TOLERANCE || item->id >= SD_MAX_EVENT_ID)
+		return "its id is too far ahead of time";
+	if (!parse_fields(reply->element[1], values) ||
+		!parse_number(values[0].data, values[0].len, &item->prev) ||
+		!parse_number(values[2].data, values[2].len, &entry->number) ||
+		!parse_number(values[3].data, values[3].len, &sent_at) ||
+		values[1].len != SD_SENDER_LEN || values[4].len != 1 || values[7].len != BUS_MAC_HEX)
+		return "its fields are not those of an event";
+	entry->sender = values[1];
+	entry->sent_at = (int64) sent_at;
+	entry->kind = values[4].data[0];
+	entry->channel = values[5];
+	entry->text = values[6];
+	bus_mac(entry, bus_stream, subdispatch_bus_key, mac);
+	if (!bus_mac_equal(mac, values[7].data))
+		return "it was not made with our subdispatch.bus_key";
+	return NULL;
+}
+
+/* ---- an event of it ---- */
+
+static bool
+is_for_somebody(const BusEntry *entry)
+{
+	return database_maybe_subscribed(bus_db, channel_hash(entry->channel.data, entry->channel.len));
+}
+
+/* Whatever goes wrong costs this event only; *why then. */
+static SdEvent *
+event_of(const BusEntry *entry, const char **why)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SdEvent    *volatile ev = NULL;
+	const char *volatile reason = NULL;
+
+	PG_TRY();
+	{
+		SdPosition	commit;
+		const char *r = NULL;
+
+		ev = event_wire_in(entry->text.data, entry->text.len, true, &commit, &r);
+		reason = r;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		reason = pstrdup(CopyErrorData()->message);
+		FlushErrorState();
+		ev = NULL;
+	}
+	PG_END_TRY();
+	if (ev != NULL && (ev->channel_len != entry->channel.len ||
+					   memcmp(EVENT_CHANNEL(ev), entry->channel.data, entry->channel.len) != 0))
+	{
+		ev = NULL;
+		reason = "it is about another channel than it says";
+	}
+	if (ev != NULL && SD_BLOCK_HEADER + ev->size > (Size) subdispatch_event_queue_size * 1024)
+	{
+		ev = NULL;
+		reason = "it is larger than subdispatch.event_queue_size";
+	}
+	*why = reason;
+	return ev;
+}
+
+/* In the current memory context, and a transaction. */
+static void
+examine(const redisReply *reply, Item *item)
+{
+	memset(item, 0, sizeof(Item));
+	item->why = parse_entry(reply, item);
+	if (item->why != NULL)
+	{
+		item->verdict = ENTRY_BAD;
+		return;
+	}
+	if (item->entry.kind == BUS_EVENT && is_for_somebody(&item->entry))
+	{
+		item->ev = event_of(&item->entry, &item->why);
+		item->unusable = item->ev == NULL;
+	}
+}
+
+/* ---- progress ---- */
+
+static SdBusSender *
+find_sender(SdBusProgress *progress, const char *name)
+{
+	for (int i = 0; i < SD_BUS_SENDERS; i++)
+		if (memcmp(progress->senders[i].name, name, SD_SENDER_LEN) == 0)
+			return &progress->senders[i];
+	return NULL;
+}
+
+/*
+ * A place for a new sender: a free one, or that of the one who was silent the
+ * longest.  What that one sent is then too old for those who are not known.
+ */
+static SdBusSender *
+add_sender(SdBusProgress *progress, const char *name)
+{
+	SdBusSender *place = &progress->senders[0];
+
+	for (int i = 0; i < SD_BUS_SENDERS && place->name[0] != '\0'; i++)
+		if (progress->senders[i].name[0] == '\0' ||
+			progress->senders[i].sent_at < place->sent_at)
+			place = &progress->senders[i];
+	if (place->name[0] != '\0')
+		progress->oldest_sent = Max(progress->oldest_sent, place->sent_at);
+	memcpy(place->name, name, SD_SENDER_LEN);
+	place->name[SD_SENDER_LEN] = '\0';
+	return place;
+}
+
+/*
+ * Moves past an entry: decides whether it is new, and whether anything before
+ * it is missing.
+ */
+static void
+advance(SdBusProgress *progress, Item *item)
+{
+	const BusEntry *entry = &item->entry;
+	SdBusSender *sender;
+
+	if (item->verdict == ENTRY_BAD || item->id <= progress->position)
+	{
+		/* one whose id is nonsense must not come again */
+		item->verdict = ENTRY_BAD;
+		progress->position = Max(progress->position, item->id);
+		return;
+	}
+	progress->position = item->id;
+	sender = find_sender(progress, entry->sender.data);
+	if (sender ? entry->number <= sender->number : entry->sent_at <= progress->oldest_sent)
+	{
+		item->verdict = ENTRY_REPEATED;
+		return;
+	}
+	item->verdict = ENTRY_GOOD;
+	item->gap = item->prev != progress->chain ||
+		(sender != NULL && entry->number != sender->number + 1);
+	progress->chain = item->id;
+	if (sender == NULL)
+		sender = add_sender(progress, entry->sender.data);
+	sender->number = entry->number;
+	sender->sent_at = Max(sender->sent_at, entry->sent_at);
+}
+
+/* ---- gaps ---- */
+
+/* Which channels an entry of BUS_GAP is about; all, if that can't be read. */
+static void
+parse_gap(const BusEntry *entry, uint32 *bits)
+{
+	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
+	{
+		char		digits[9] = "ffffffff";
+
+		if (entry->text.len == SD_SKETCH_SIZE / 4)
+			memcpy(digits, entry->text.data + 8 * i, 8);
+		bits[i] = (uint32) strtoul(digits, NULL, 16);
+	}
+}
+
+static void
+bits_of_channel(const BusEntry *entry, uint32 *bits)
+{
+	uint32		bit = channel_hash(entry->channel.data, entry->channel.len) % SD_SKETCH_SIZE;
+
+	memset(bits, 0, SD_SKETCH_SIZE / 8);
+	bits[bit / 32] |= UINT32_C(1) << (bit % 32);
+}
+
+static void
+tell_gap(const uint32 *bits)
+{
+	gaps_raise(bus_db, bits);
+	stats_add(&bus_db->stats, SD_STAT_BUS_GAPS, 1);
+}
+
+/* ---- linking ---- */
+
+/* What there is to be told and counted of an entry that was passed. */
+static void
+settle(const Item *item)
+{
+	uint32		bits[SD_SKETCH_SIZE / 32];
+
+	switch (item->verdict)
+	{
+		case ENTRY_BAD:
+			stats_add(&bus_db->stats, SD_STAT_BAD_ENVELOPES, 1);
+			return;
+		case ENTRY_REPEATED:
+			stats_add(&bus_db->stats, SD_STAT_BUS_REPEATED, 1);
+			return;
+		case ENTRY_GOOD:
+			break;
+	}
+	if (item->gap)
+		tell_gap(NULL);
+	if (item->entry.kind == BUS_GAP)
+	{
+		parse_gap(&item->entry, bits);
+		tell_gap(bits);
+		return;
+	}
+	if (item->unusable)
+	{
+		bits_of_channel(&item->entry, bits);
+		tell_gap(bits);
+		stats_add(&bus_db->stats, SD_STAT_BAD_ENVELOPES, 1);
+	}
+	stats_add(&bus_db->stats, SD_STAT_BUS_RECEIVED, 1);
+}
+
+/*
+ * Links the items that are to be linked, and moves on past those before the
+ * first one that found no room.  Returns how many are behind us.  Cannot fail,
+ * nor be interrupted.
+ */
+static int
+link_items(Item *items, int n)
+{
+	static SdBusProgress ahead;
+	SdBus	   *bus = bus_self();
+	SdNumbered	numbered[READ_AT_ONCE] = {{0}};
+	uint32		nnumbered = 0;
+	uint32		nlinked;
+	int			done = 0;
+
+	HOLD_INTERRUPTS();
+	/* what will be good, if all find room */
+	ahead = bus->progress;
+	for (int i = 0; i < n; i++)
+	{
+		advance(&ahead, &items[i]);
+		if (items[i].verdict != ENTRY_GOOD)
+			continue;
+		numbered[nnumbered].ev = items[i].ev;
+		numbered[nnumbered++].id = items[i].id;
+	}
+	nlinked = publish_numbered(bus_db, numbered, nnumbered);
+	nnumbered = 0;
+	while (done < n)
+	{
+		if (items[done].verdict == ENTRY_GOOD && nnumbered++ == nlinked)
+			break;
+		advance(&bus->progress, &items[done]);
+		settle(&items[done]);
+		done++;
+	}
+	RESUME_INTERRUPTS();
+	return done;
+}
+
+static void
+complain(const Item *item)
+{
+	if (item->verdict == ENTRY_REPEATED)
+		bus_complain("an entry of the stream in Redis was passed over",
+					 psprintf("Entry " UINT64_FORMAT "-0: it was sent before.", item->id));
+	else if (item->why != NULL)
+		bus_complain(item->verdict == ENTRY_BAD ? "an entry of the stream in Redis was passed over" :
+					 "an event of another server cannot be read; its channel's subscriptions are told that something is missing",
+					 psprintf("Entry " UINT64_FORMAT "-0: %s.", item->id, item->why));
+}
+
+/* ---- the reply to XREAD ---- */
+
+/* The array of entries, or NULL if it has another form. */
+static redisReply *
+entries_of(redisReply *reply)
+{
+	redisReply *stream;
+
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 1)
+		return NULL;
+	stream = reply->element[0];
+	if (stream->type != REDIS_REPLY_ARRAY || stream->elements != 2 ||
+		stream->element[1]->type != REDIS_REPLY_ARRAY ||
+		stream->element[1]->elements > READ_AT_ONCE)
+		return NULL;
+	return stream->element[1];
+}
+
+static Size
+entry_size(const redisReply *entry)
+{
+	const redisReply *fields;
+
+	if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2)
+		return 0;
+	fields = entry->element[1];
+	if (fields->type != REDIS_REPLY_ARRAY || fields->elements != 16 ||
+		fields->element[13]->type != REDIS_REPLY_STRING)
+		return 0;
+	return fields->element[13]->len;
+}
+
+static void
+forget_entries(void)
+{
+	if (entries_reply != NULL)
+		freeReplyObject(entries_reply);
+	entries_reply = NULL;
+	no_room = false;
+}
+
+/*
+ * Links some of the entries at hand; true if all of them are done with.  An
+ * error leaves the rest to be read again.
+ */
+static bool
+link_some(void)
+{
+	redisReply *entries = entries_of(entries_reply);
+	MemoryContext old = CurrentMemoryContext;
+	Item	   *items;
+	Size		bytes = 0;
+	int			n = 0;
+	int			done;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(read_context);
+	items = palloc(sizeof(Item) * READ_AT_ONCE);
+	while (next_entry + n < entries->elements && (n == 0 || bytes < CHUNK_BYTES))
+	{
+		const redisReply *entry = entries->element[next_entry + n];
+
+		examine(entry, &items[n++]);
+		bytes += entry_size(entry);
+		CHECK_FOR_INTERRUPTS();
+	}
+	done = link_items(items, n);
+	for (int i = 0; i < done; i++)
+		complain(&items[i]);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(read_context);
+
+	next_entry += done;
+	no_room = done < n;
+	return next_entry == entries->elements;
+}
+
+/* ---- commands ---- */
+
+static void
+ask_hello(void)
+{
+	RedisConn  *conn = &read_link.conn;
+	uint64		floor;
+
+	LWLockAcquire(&bus_db->order_lock, LW_SHARED);
+	floor = bus_db->last_id + 1;
+	LWLockRelease(&bus_db->order_lock);
+	conn_begin(conn, 6);
+	conn_arg_string(conn, "EVAL");
+	conn_arg_string(conn, script_hello);
+	conn_arg_string(conn, "2");
+	conn_arg_string(conn, bus_stream);
+	conn_arg_string(conn, bus_state_key);
+	conn_arg_uint64(conn, floor);
+	conn_end(conn);
+	asked_hello = true;
+}
+
+static void
+ask_entries(void)
+{
+	RedisConn  *conn = &read_link.conn;
+	char		after[48];
+
+	/* entries of others may have the same first half of the id */
+	snprintf(after, sizeof(after), UINT64_FORMAT "-18446744073709551615",
+			 bus_self()->progress.position);
+	/* the first one does not wait, and shows that all is well */
+	conn_begin(conn, read_link.healthy ? 8 : 6);
+	conn_arg_string(conn, "XREAD");
+	conn_arg_string(conn, "COUNT");
+	conn_arg_uint64(conn, READ_AT_ONCE);
+	if (read_link.healthy)
+	{
+		conn_arg_string(conn, "BLOCK");
+		conn_arg_uint64(conn, BLOCK_MS);
+		conn->block_ms = BLOCK_MS;
+	}
+	conn_arg_string(conn, "STREAMS");
+	conn_arg_string(conn, bus_stream);
+	conn_arg_string(conn, after);
+	conn_end(conn);
+}
+
+/* ---- where to begin ---- */
+
+/* At the stream's end, with the senders' last numbers. */
+static void
+begin_at_end(const redisReply *reply, uint64 prev)
+{
+	SdBusProgress *progress = &bus_self()->progress;
+
+	memset(progress, 0, sizeof(SdBusProgress));
+	progress->position = progress->chain = prev;
+	progress->oldest_sent = bus_now() - SENT_TOLERANCE;
+	for (Size i = 1; i + 1 < reply->elements; i += 2)
+	{
+		const redisReply *name = reply->element[i];
+		const redisReply *number = reply->element[i + 1];
+		SdBusSender *sender;
+
+		if (name->type != REDIS_REPLY_STRING || name->len != SD_SENDER_LEN ||
+			number->type != REDIS_REPLY_STRING)
+			continue;
+		/* more than there are places for: those that are left out are not known */
+		if (progress->senders[SD_BUS_SENDERS - 1].name[0] != '\0')
+			break;
+		sender = add_sender(progress, name->str);
+		(void) parse_number(number->str, number->len, &sender->number);
+	}
+}
+
+/*
+ * Goes on where we were.  If Redis has an older state than we have read (it
+ * was started without all of its data) something may be missing.
+ */
+static void
+go_on(uint64 prev)
+{
+	SdBusProgress *progress = &bus_self()->progress;
+
+	if (prev < progress->chain)
+	{
+		tell_gap(NULL);
+		progress->chain = prev;
+	}
+	progress->position = Min(progress->position, Max(prev, progress->chain));
+}
+
+/* False if the reply is not that of script_hello. */
+static bool
+take_hello(const redisReply *reply)
+{
+	SdBus	   *bus = bus_self();
+	uint64		prev;
+
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements < 1 ||
+		reply->element[0]->type != REDIS_REPLY_STRING ||
+		!parse_number(reply->element[0]->str, reply->element[0]->len, &prev))
+		return false;
+
+	HOLD_INTERRUPTS();
+	if (bus->has_position)
+		go_on(prev);
+	else
+	{
+		begin_at_end(reply, prev);
+		bus->has_position = true;
+		/* subscriptions were made while Redis could not be reached */
+		if (pg_atomic_read_u32(&bus_db->nsubscriptions) > 0)
+			tell_gap(NULL);
+	}
+	RESUME_INTERRUPTS();
+	reading = true;
+	ConditionVariableBroadcast(&bus_db->changed);
+	return true;
+}
+
+/* ---- the worker's view ---- */
+
+static void
+forget_connection(void)
+{
+	reading = false;
+	asked_hello = false;
+	forget_entries();
+}
+
+void
+read_init(void)
+{
+	link_init(&read_link);
+	read_context = AllocSetContextCreate(TopMemoryContext, "subdispatch entries",
+										 ALLOCSET_DEFAULT_SIZES);
+	forget_connection();
+}
+
+void
+read_reset(void)
+{
+	link_reset(&read_link);
+	MemoryContextReset(read_context);
+	forget_connection();
+}
+
+bool
+read_is_up(void)
+{
+	return reading && link_is_well(&read_link);
+}
+
+bool
+read_waits_for_room(void)
+{
+	return no_room;
+}
+
+/* False if it is none to what was asked. */
+static bool
+take_reply(redisReply *reply)
+{
+	bool		good;
+
+	if (!reading)
+	{
+		good = take_hello(reply);
+		freeReplyObject(reply);
+		return good;
+	}
+	/* nothing came for BLOCK_MS */
+	if (reply->type == REDIS_REPLY_NIL)
+	{
+		freeReplyObject(reply);
+		return true;
+	}
+	if (entries_of(reply) == NULL)
+	{
+		freeReplyObject(reply);
+		return false;
+	}
+	entries_reply = reply;
+	next_entry = 0;
+	return true;
+}
+
+bool
+read_turn(void)
+{
+	RedisConn  *conn = &read_link.conn;
+	redisReply *reply;
+	bool		fresh;
+
+	if (!link_drive(&read_link, &fresh))
+	{
+		if (conn->state == CONN_CLOSED)
+			forget_connection();
+		return false;
+	}
+	if (fresh)
+	{
+		forget_connection();
+		ask_hello();
+	}
+	if (entries_reply == NULL && (reply = conn_reply(conn)) != NULL)
+	{
+		bool		was_reading = reading;
+
+		if (!take_reply(reply))
+			conn_fail(conn, "Redis sent a reply of an unexpected type");
+		else if (was_reading)
+			link_succeeded(&read_link);
+	}
+	if (entries_reply != NULL && link_some())
+		forget_entries();
+	if (conn_is_ready(conn) && reading && entries_reply == NULL && conn->outstanding == 0)
+		ask_entries();
+	conn_drive(conn);
+	return entries_reply != NULL && !no_room;
+}

@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * redis_script.h
+ *	  What runs inside Redis, and the names of things there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef SD_REDIS_SCRIPT_H
+#define SD_REDIS_SCRIPT_H
+
+/* Adds a batch of a sender's events to the stream. */
+extern const char *const script_send;
+/* What a reader must know before it reads. */
+extern const char *const script_hello;
+
+/* Arguments of script_send for each event. */
+#define SCRIPT_EVENT_ARGS	5
+
+#endif							/* SD_REDIS_SCRIPT_H */

@@ -1,0 +1,550 @@
+/*-------------------------------------------------------------------------
+ *
+ * redis_send.c
+ *	  The bus worker's way out: from its queue to Redis.
+ *
+ * Events lie in the bus worker's place as they would in a dispatcher's: in the
+ * order of commits, each with a number (base_id + ordinal), which rise without
+ * a gap as long as the server is up.  They stay in hand until Redis has
+ * acknowledged them, so they survive a broken connection and this process.
+ *
+ * A batch is what one call of script_send adds.  A few are under way at a time,
+ * so that Redis and this process both have work; they are acknowledged in their
+ * order.  When anything fails the connection is given up, and the next one
+ * begins with the first event that was not acknowledged: the script knows the
+ * last number that it has and passes over those that had arrived.
+ *
+ * GAPS.  Committed events that found no room in the queue were noted by the
+ * hash of their channel (redis_lose()).  They are told to all servers by an
+ * entry of their own, which gets the next number and so stands behind what was
+ * queued then.  An event that cannot be made into text becomes such an entry.
+ *
+ * Locks: order_lock, for the number of a gap's entry.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "bus_mac.h"
+#include "event_wire.h"
+#include "redis_bus.h"
+#include "redis_script.h"
+
+#define MAX_UNDER_WAY		4	/* batches */
+#define BATCH_EVENTS		256
+#define BATCH_BYTES			(256 * 1024)
+/* No more is made while so much waits to be written. */
+#define ENOUGH_UNWRITTEN	(1024 * 1024)
+/* A larger text is not sent: Redis takes 512MB, if it was not told otherwise. */
+#define MAX_TEXT			((Size) 256 * 1024 * 1024)
+
+#define GAP_DIGITS			(SD_SKETCH_SIZE / 4)
+
+RedisLink	send_link;
+
+/* What replies are to come, in their order. */
+typedef enum AskedFor
+{
+	ASKED_SCRIPT,				/* to be loaded: the reply is its name */
+	ASKED_BATCH,
+	ASKED_SYNC
+} AskedFor;
+
+typedef struct Asked
+{
+	AskedFor	what;
+	uint64		last;			/* ASKED_BATCH: number of its last event */
+} Asked;
+
+#define MAX_ASKED			(MAX_UNDER_WAY + 2)
+
+static Asked asked[MAX_ASKED];
+static int	nasked = 0;
+static int	batches_under_way = 0;
+static char script_name[41] = "";	/* empty: not loaded on this connection */
+static uint64 next_number;		/* to be sent on this connection */
+
+/* wait_dispatched() */
+static bool sync_wanted = false;
+static bool sync_asked = false;
+static bool sync_known = false;
+static uint64 sync_number;		/* events below it are to be sent first */
+static uint64 sync_target;
+
+/* An entry of a batch that is being made. */
+typedef struct Made
+{
+	BusEntry	entry;
+	char		mac[BUS_MAC_HEX + 1];
+} Made;
+
+/* ---- numbers ---- */
+
+static uint64
+block_first_number(const SdBlock *block)
+{
+	return block->base_id + block->last_ordinal - (block->nevents - 1);
+}
+
+static uint64
+block_last_number(const SdBlock *block)
+{
+	return block->base_id + block->last_ordinal;
+}
+
+/* What was given out so far. */
+static uint64
+numbers_end(void)
+{
+	uint64		end;
+
+	LWLockAcquire(&bus_db->order_lock, LW_SHARED);
+	end = bus_self()->next_number;
+	LWLockRelease(&bus_db->order_lock);
+	return end;
+}
+
+/* Is an event, or a gap's entry, with this number or a later one in hand? */
+static bool
+in_hand_from(uint64 number)
+{
+	dlist_head *inhand = &bus_place()->inhand;
+
+	return bus_self()->marker_number >= number ||
+		(!dlist_is_empty(inhand) &&
+		 block_last_number(dlist_tail_element(SdBlock, node, inhand)) >= number);
+}
+
+/* ---- gaps ---- */
+
+/* Committed events without room get an entry, unless one waits already. */
+static void
+note_losses(void)
+{
+	SdBus	   *bus = bus_self();
+
+	if (bus->marker_number != 0 || pg_atomic_read_u32(&bus->nlost) == 0)
+		return;
+	/* what is lost from now on is for the next one */
+	pg_atomic_write_u32(&bus->nlost, 0);
+	pg_memory_barrier();
+	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
+		bus->marker[i] = pg_atomic_exchange_u32(&bus->lost[i], 0);
+	LWLockAcquire(&bus_db->order_lock, LW_EXCLUSIVE);
+	bus->marker_number = bus->next_number++;
+	LWLockRelease(&bus_db->order_lock);
+}
+
+/* Which channels, as hexadecimal digits; palloc'd. */
+static BusBytes
+gap_text(const uint32 *bits)
+{
+	char	   *text = palloc(GAP_DIGITS + 1);
+	BusBytes	result = {text, GAP_DIGITS};
+
+	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
+		snprintf(text + 8 * i, 9, "%08x", bits[i]);
+	return result;
+}
+
+static BusBytes
+gap_text_of(const SdEvent *ev)
+{
+	uint32		bits[SD_SKETCH_SIZE / 32] = {0};
+	uint32		bit = ev->channel_hash % SD_SKETCH_SIZE;
+
+	bits[bit / 32] |= UINT32_C(1) << (bit % 32);
+	return gap_text(bits);
+}
+
+/* ---- making a batch ---- */
+
+/* The event's text; NULL if it has none, which is logged. */
+static char *
+text_of(const SdBlock *block, const SdEvent *ev, Size *len)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SdPosition	nowhere = {0};
+	char	   *volatile text = NULL;
+	const char *volatile why = NULL;
+
+	PG_TRY();
+	{
+		const char *reason = NULL;
+
+		text = event_wire_out(ev, &nowhere, len, &reason);
+		why = reason;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		why = pstrdup(CopyErrorData()->message);
+		FlushErrorState();
+		text = NULL;
+	}
+	PG_END_TRY();
+	if (text != NULL && *len > MAX_TEXT)
+	{
+		text = NULL;
+		why = "its text is too large";
+	}
+	if (text == NULL)
+		bus_complain("an event cannot be sent to the other servers; all of them tell its channel's subscriptions that something is missing",
+					 psprintf("Channel \"%s\": %s.", EVENT_CHANNEL(ev), why));
+	return text;
+}
+
+static void
+finish_entry(Made *made, uint64 number)
+{
+	BusEntry   *entry = &made->entry;
+
+	entry->sender.data = bus_self()->sender;
+	entry->sender.len = SD_SENDER_LEN;
+	entry->number = number;
+	entry->sent_at = bus_now();
+	bus_mac(entry, bus_stream, subdispatch_bus_key, made->mac);
+}
+
+static void
+make_event(Made *made, const SdBlock *block, const SdEvent *ev, uint64 number)
+{
+	BusEntry   *entry = &made->entry;
+	Size		len;
+	char	   *text = text_of(block, ev, &len);
+
+	entry->channel.data = EVENT_CHANNEL(ev);
+	entry->channel.len = ev->channel_len;
+	entry->kind = text ? BUS_EVENT : BUS_GAP;
+	entry->text.data = text;
+	entry->text.len = len;
+	if (text == NULL)
+		entry->text = gap_text_of(ev);
+	finish_entry(made, number);
+}
+
+static void
+make_marker(Made *made)
+{
+	BusEntry   *entry = &made->entry;
+
+	entry->channel.data = "";
+	entry->channel.len = 0;
+	entry->kind = BUS_GAP;
+	entry->text = gap_text(bus_self()->marker);
+	finish_entry(made, bus_self()->marker_number);
+}
+
+/*
+ * Makes entries from number "next" on, in a row; returns how many.  In a
+ * transaction, since a row image may need the catalog.
+ */
+static int
+make_batch(Made *made, uint64 next)
+{
+	dlist_iter	iter;
+	Size		bytes = 0;
+	int			n = 0;
+
+	/* only we change the list and its blocks */
+	dlist_foreach(iter, &bus_place()->inhand)
+	{
+		SdBlock    *block = dlist_container(SdBlock, node, iter.cur);
+		SdEvent    *ev = block_first(block);
+
+		if (block_last_number(block) < next)
+			continue;
+		if (block_first_number(block) > next)
+			break;				/* a gap's entry stands before it */
+		for (uint32 i = 0; i < block->nevents; i++, ev = event_next(ev))
+		{
+			if (block_first_number(block) + i < next)
+				continue;
+			if (n == BATCH_EVENTS || bytes > BATCH_BYTES)
+				return n;
+			make_event(&made[n], block, ev, next);
+			bytes += made[n].entry.text.len;
+			n++;
+			next++;
+		}
+	}
+	if (n == 0 && bus_self()->marker_number == next)
+		make_marker(&made[n++]);
+	return n;
+}
+
+/* ---- commands ---- */
+
+static void
+ask(AskedFor what, uint64 last)
+{
+	Assert(nasked < MAX_ASKED);
+	conn_end(&send_link.conn);
+	asked[nasked].what = what;
+	asked[nasked++].last = last;
+}
+
+static void
+write_batch(const Made *made, int n, uint64 floor)
+{
+	RedisConn  *conn = &send_link.conn;
+
+	conn_begin(conn, 9 + n * SCRIPT_EVENT_ARGS);
+	conn_arg_string(conn, "EVALSHA");
+	conn_arg_string(conn, script_name);
+	conn_arg_string(conn, "2");
+	conn_arg_string(conn, bus_stream);
+	conn_arg_string(conn, bus_state_key);
+	conn_arg_string(conn, bus_self()->sender);
+	conn_arg_uint64(conn, floor);
+	conn_arg_uint64(conn, (uint64) subdispatch_redis_max_length);
+	conn_arg_uint64(conn, made[0].entry.number);
+	for (int i = 0; i < n; i++)
+	{
+		const BusEntry *entry = &made[i].entry;
+
+		conn_arg_uint64(conn, (uint64) entry->sent_at);
+		conn_arg(conn, &entry->kind, 1);
+		conn_arg(conn, entry->channel.data, entry->channel.len);
+		conn_arg(conn, entry->text.data, entry->text.len);
+		conn_arg(conn, made[i].mac, BUS_MAC_HEX);
+	}
+	ask(ASKED_BATCH, made[n - 1].entry.number);
+	batches_under_way++;
+}
+
+/* Ids must rise above those that were given here already. */
+static uint64
+id_floor(void)
+{
+	uint64		last;
+
+	LWLockAcquire(&bus_db->order_lock, LW_SHARED);
+	last = bus_db->last_id;
+	LWLockRelease(&bus_db->order_lock);
+	return last + 1;
+}
+
+/* Sends a batch if there are events for one; false if there are none. */
+static bool
+send_batch(void)
+{
+	MemoryContext old = CurrentMemoryContext;
+	Made	   *made;
+	int			n;
+
+	if (!in_hand_from(next_number))
+		return false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	made = palloc(sizeof(Made) * BATCH_EVENTS);
+	n = make_batch(made, next_number);
+	if (n > 0)
+	{
+		write_batch(made, n, id_floor());
+		next_number += n;
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+	return n > 0;
+}
+
+static void
+load_script(void)
+{
+	conn_begin(&send_link.conn, 3);
+	conn_arg_string(&send_link.conn, "SCRIPT");
+	conn_arg_string(&send_link.conn, "LOAD");
+	conn_arg_string(&send_link.conn, script_send);
+	ask(ASKED_SCRIPT, 0);
+}
+
+static void
+ask_sync(void)
+{
+	conn_begin(&send_link.conn, 3);
+	conn_arg_string(&send_link.conn, "HGET");
+	conn_arg_string(&send_link.conn, bus_state_key);
+	conn_arg_string(&send_link.conn, "prev");
+	ask(ASKED_SYNC, 0);
+	sync_asked = true;
+}
+
+/* ---- replies ---- */
+
+/* Redis has all up to this number. */
+static void
+acknowledge(uint64 number)
+{
+	SdBus	   *bus = bus_self();
+	dlist_head *inhand = &bus_place()->inhand;
+	uint64		n = 0;
+
+	while (!dlist_is_empty(inhand))
+	{
+		SdBlock    *block = dlist_head_element(SdBlock, node, inhand);
+		uint64		first = block_first_number(block);
+		uint32		done;
+
+		if (first > number)
+			break;
+		done = (uint32) Min((uint64) block->nevents, number - first + 1);
+		n += done - block->ndone;
+		block->ndone = done;
+		if (done < block->nevents)
+			break;
+		bus_done(bus_db, SD_BUS_PLACE, block);
+	}
+	if (bus->marker_number != 0 && bus->marker_number <= number)
+		bus->marker_number = 0;
+	bus->acknowledged = number;
+	stats_add(&bus_db->stats, SD_STAT_BUS_SENT, n);
+}
+
+/* False if the reply is none to what was asked. */
+static bool
+take_reply(const Asked *to, const redisReply *reply)
+{
+	switch (to->what)
+	{
+		case ASKED_SCRIPT:
+			if (reply->type != REDIS_REPLY_STRING || reply->len != sizeof(script_name) - 1)
+				return false;
+			memcpy(script_name, reply->str, sizeof(script_name) - 1);
+			/* with something to send it has to prove itself */
+			if (!in_hand_from(next_number))
+				link_succeeded(&send_link);
+			return true;
+		case ASKED_BATCH:
+			if (reply->type != REDIS_REPLY_STRING)
+				return false;
+			batches_under_way--;
+			acknowledge(to->last);
+			link_succeeded(&send_link);
+			return true;
+		case ASKED_SYNC:
+			if (reply->type == REDIS_REPLY_STRING)
+				sync_target = strtou64(reply->str, NULL, 10);
+			else if (reply->type == REDIS_REPLY_NIL)
+				sync_target = 0;
+			else
+				return false;
+			sync_known = true;
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A script that Redis has forgotten (SCRIPT FLUSH) is an error like others; it
+ * is loaded anew with the next connection.
+ */
+static void
+take_replies(void)
+{
+	redisReply *reply;
+
+	while ((reply = conn_reply(&send_link.conn)) != NULL)
+	{
+		Asked		to = asked[0];
+		bool		good;
+
+		Assert(nasked > 0);
+		nasked--;
+		memmove(asked, asked + 1, sizeof(Asked) * nasked);
+		good = take_reply(&to, reply);
+		freeReplyObject(reply);
+		if (!good)
+			conn_fail(&send_link.conn, "Redis sent a reply of an unexpected type");
+	}
+}
+
+/* ---- the worker's view ---- */
+
+static void
+forget_connection(void)
+{
+	nasked = 0;
+	batches_under_way = 0;
+	script_name[0] = '\0';
+	next_number = bus_self()->acknowledged + 1;
+	sync_asked = sync_known = false;
+}
+
+void
+send_init(void)
+{
+	link_init(&send_link);
+	forget_connection();
+}
+
+void
+send_reset(void)
+{
+	link_reset(&send_link);
+	forget_connection();
+}
+
+static bool
+can_send(void)
+{
+	return script_name[0] != '\0' && conn_is_ready(&send_link.conn);
+}
+
+bool
+send_is_up(void)
+{
+	return can_send() && link_is_well(&send_link);
+}
+
+void
+send_turn(void)
+{
+	bool		fresh;
+
+	note_losses();
+	if (!link_drive(&send_link, &fresh))
+		return;
+	if (fresh)
+	{
+		forget_connection();
+		load_script();
+	}
+	take_replies();
+	while (can_send() && batches_under_way < MAX_UNDER_WAY &&
+		   conn_unwritten(&send_link.conn) < ENOUGH_UNWRITTEN)
+	{
+		if (!send_batch())
+			break;
+	}
+	if (can_send() && sync_wanted && !sync_asked && nasked < MAX_ASKED &&
+		next_number >= sync_number)
+		ask_sync();
+	conn_drive(&send_link.conn);
+}
+
+void
+send_sync_begin(void)
+{
+	sync_wanted = true;
+	sync_asked = sync_known = false;
+	sync_number = numbers_end();
+}
+
+bool
+send_sync_target(uint64 *id)
+{
+	*id = sync_target;
+	return sync_known;
+}
+
+void
+send_sync_done(void)
+{
+	sync_wanted = sync_asked = sync_known = false;
+}
