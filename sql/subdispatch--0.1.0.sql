@@ -287,6 +287,7 @@ RETURNS TABLE (
   denied_federation pg_catalog.int8,
   denied_scope pg_catalog.int8,
   denied_rbac pg_catalog.int8,
+  denied_image pg_catalog.int8,
   dispatch_time_us pg_catalog.int8,
   dispatch_time_p50_us pg_catalog.int8,
   dispatch_time_p99_us pg_catalog.int8,

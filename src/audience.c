@@ -234,7 +234,7 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 	pinned_channel = channel;
 	if (e->first_time)
 		pg_atomic_fetch_add_u64(&channel->events, 1);
-	respond_need_data(e);
+	dispatch_need_data(e);
 	if (audience_ignores_filters(e) || may_leave_somebody(e, channel))
 		visit_place(e, channel, &filtered, visit);
 	else

@@ -2,7 +2,7 @@
  *
  * dispatch.h
  *	  What the files that dispatch a batch share: dispatch.c, audience.c,
- *	  respond.c, visibility.c, payload.c.
+ *	  dispatch_data.c, respond.c, visibility.c, payload.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -73,6 +73,14 @@ typedef struct Attempt
  */
 extern bool attempt_code(DispatchEvent *e, uint64 identity, Attempt *attempt);
 extern void attempt_code_ended(const Attempt *attempt);
+
+/* ---- what an event says (dispatch_data.c) ---- */
+
+/*
+ * Makes e->data, under the time limit of resolvers if that runs users' code;
+ * may raise any error.  e->given_up: there is none that anybody could see.
+ */
+extern void dispatch_need_data(DispatchEvent *e);
 
 /* ---- who may see (visibility.c) ---- */
 

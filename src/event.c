@@ -32,31 +32,11 @@
 
 #include "database.h"
 #include "event.h"
+#include "event_build.h"
 #include "event_image.h"
 #include "json_compose.h"
 
 /* ---- building ---- */
-
-/* An event under construction: first all sizes are added up, then filled in. */
-static inline uint32
-string_size(const char *s)
-{
-	return s ? strlen(s) + 1 : 0;
-}
-
-/* Copies s to *at, advances *at, and returns its offset. */
-static uint32
-put_string(SdEvent *ev, uint32 *at, const char *s)
-{
-	uint32		offset = *at;
-	uint32		size = string_size(s);
-
-	if (size == 0)
-		return SD_NO_STRING;
-	memcpy((char *) ev + offset, s, size);
-	*at += size;
-	return offset;
-}
 
 static uint32
 put_aligned(SdEvent *ev, uint32 *at, const void *data, Size size)
@@ -68,9 +48,8 @@ put_aligned(SdEvent *ev, uint32 *at, const void *data, Size size)
 	return offset;
 }
 
-/* An event with its head filled in; size is the sum of all that belongs to it. */
-static SdEvent *
-make_head(Size size, const char *channel, SdSource source, uint32 *at)
+SdEvent *
+event_make_head(Size size, const char *channel, SdSource source, uint32 *at)
 {
 	SdEvent    *ev = palloc0(size);
 	uint32		len = strlen(channel);
@@ -83,7 +62,7 @@ make_head(Size size, const char *channel, SdSource source, uint32 *at)
 	ev->channel_hash = channel_hash(channel, len);
 	ev->channel_len = len;
 	*at = sizeof(SdEvent);
-	ev->channel = put_string(ev, at, channel);
+	ev->channel = event_put_string(ev, at, channel);
 	return ev;
 }
 
@@ -114,14 +93,14 @@ event_make(const char *channel, const char *event_type, const char *correlation_
 	uint32		at;
 
 	Assert(source != SD_SOURCE_CHANGE);
-	size += string_size(channel) + string_size(event_type);
-	size += string_size(correlation_id) + string_size(federation_id);
+	size += event_string_size(channel) + event_string_size(event_type);
+	size += event_string_size(correlation_id) + event_string_size(federation_id);
 	size = MAXALIGN(MAXALIGN(size) + VARSIZE(data));
 
-	ev = make_head(size, channel, source, &at);
-	ev->event_type = put_string(ev, &at, event_type);
-	ev->correlation_id = put_string(ev, &at, correlation_id);
-	ev->federation_id = put_string(ev, &at, federation_id);
+	ev = event_make_head(size, channel, source, &at);
+	ev->event_type = event_put_string(ev, &at, event_type);
+	ev->correlation_id = event_put_string(ev, &at, correlation_id);
+	ev->federation_id = event_put_string(ev, &at, federation_id);
 	ev->data = put_aligned(ev, &at, data, VARSIZE(data));
 	Assert(MAXALIGN(at) == size);
 	return ev;
@@ -164,18 +143,15 @@ event_parse_json(const char *json)
 
 /* ---- row images ---- */
 
-/* The table as it is now: copies, in the current memory context. */
 SdEventTable *
-event_table_make(Relation rel)
+event_table_of(Oid relid, char *schema_name, char *table_name, TupleDesc desc)
 {
 	SdEventTable *table = palloc(sizeof(SdEventTable));
-	TupleDesc	desc = RelationGetDescr(rel);
 
-	table->relid = RelationGetRelid(rel);
-	table->schema_name = get_namespace_name(RelationGetNamespace(rel));
-	table->table_name = pstrdup(RelationGetRelationName(rel));
-	/* with constraints, for they hold the values of columns added later */
-	table->desc = CreateTupleDescCopyConstr(desc);
+	table->relid = relid;
+	table->schema_name = schema_name;
+	table->table_name = table_name;
+	table->desc = desc;
 	table->natts = desc->natts;
 	table->atts = palloc0(sizeof(SdEventAtt) * Max(desc->natts, 1));
 	for (int i = 0; i < desc->natts; i++)
@@ -193,6 +169,17 @@ event_table_make(Relation rel)
 		to->name = att->attname;
 	}
 	return table;
+}
+
+/* The table as it is now: copies, in the current memory context. */
+SdEventTable *
+event_table_make(Relation rel)
+{
+	/* with constraints, for they hold the values of columns added later */
+	return event_table_of(RelationGetRelid(rel),
+						  get_namespace_name(RelationGetNamespace(rel)),
+						  pstrdup(RelationGetRelationName(rel)),
+						  CreateTupleDescCopyConstr(RelationGetDescr(rel)));
 }
 
 /*
@@ -266,20 +253,20 @@ event_make_change(const char *channel, const char *event_type, SdOp op,
 	SdEvent    *ev;
 	uint32		at;
 
-	size += string_size(channel) + string_size(event_type);
-	size += string_size(table->schema_name) + string_size(table->table_name);
+	size += event_string_size(channel) + event_string_size(event_type);
+	size += event_string_size(table->schema_name) + event_string_size(table->table_name);
 	size = MAXALIGN(size) + atts_size;
 	size = MAXALIGN(size) + image_size(row_image);
 	size = MAXALIGN(size) + image_size(old_image);
 	size = MAXALIGN(size);
 	event_check_size(size);
 
-	ev = make_head(size, channel, SD_SOURCE_CHANGE, &at);
+	ev = event_make_head(size, channel, SD_SOURCE_CHANGE, &at);
 	ev->op = op;
 	ev->relid = table->relid;
-	ev->event_type = put_string(ev, &at, event_type);
-	ev->schema_name = put_string(ev, &at, table->schema_name);
-	ev->table_name = put_string(ev, &at, table->table_name);
+	ev->event_type = event_put_string(ev, &at, event_type);
+	ev->schema_name = event_put_string(ev, &at, table->schema_name);
+	ev->table_name = event_put_string(ev, &at, table->table_name);
 	if (row || old)
 	{
 		ev->natts = table->natts;
@@ -382,6 +369,7 @@ event_fix_settings(void)
 		{"bytea_output", "hex"},
 		{"extra_float_digits", "1"},
 		{"xmlbinary", "base64"},
+		{"quote_all_identifiers", "off"},
 	};
 
 	for (int i = 0; i < (int) lengthof(fixed); i++)

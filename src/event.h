@@ -67,6 +67,7 @@ typedef struct SdEvent
 	uint32		atts;			/* SdEventAtt[natts], MAXALIGNed */
 	uint32		row;			/* a HeapTupleHeader datum (varlena), or 0 */
 	uint32		old;			/* likewise */
+	uint32		received;		/* or, all of these 0: see image_received.c */
 } SdEvent;
 
 /* A column of the table as it was when the image was made.  No padding. */

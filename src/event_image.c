@@ -305,6 +305,24 @@ get_desc(const SdEvent *ev)
 	return cached;
 }
 
+TupleDesc
+event_image_desc(const SdEvent *ev)
+{
+	return get_desc(ev)->desc;
+}
+
+const char *
+event_att_problem(const SdEventAtt *att)
+{
+	if (att->type < FirstNormalObjectId)
+		return NULL;
+	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(att->type)))
+		return "the type of a column no longer exists";
+	if (event_type_shape(att->type) != att->shape)
+		return "the type of a column has been altered since";
+	return NULL;
+}
+
 /* Raises an error if a value cannot be read any more; see the file's header. */
 static void
 check_types(const SdEvent *ev, const DescCache *cached)
@@ -313,20 +331,14 @@ check_types(const SdEvent *ev, const DescCache *cached)
 		return;
 	for (uint32 i = 0; i < ev->natts; i++)
 	{
-		const SdEventAtt *att = &cached->atts[i];
+		const char *problem = event_att_problem(&cached->atts[i]);
 
-		if (att->type < FirstNormalObjectId)
-			continue;
-		if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(att->type)))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("row of table \"%s\" cannot be shown: the type of its column \"%s\" no longer exists",
-							EVENT_STRING(ev, table_name), NameStr(att->name))));
-		if (event_type_shape(att->type) != att->shape)
+		if (problem)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("row of table \"%s\" cannot be shown: the type of its column \"%s\" has been altered since",
-							EVENT_STRING(ev, table_name), NameStr(att->name))));
+					 errmsg("row of table \"%s\" cannot be shown: %s",
+							EVENT_STRING(ev, table_name), problem),
+					 errdetail("The column is \"%s\".", NameStr(cached->atts[i].name))));
 	}
 }
 

@@ -24,4 +24,9 @@ extern const char *event_op_name(uint8 op);
 extern uint32 event_type_shape(Oid type);
 extern bool event_type_has_rows(Oid type);
 
+/* The descriptor of an event's images; valid until others were asked for. */
+extern TupleDesc event_image_desc(const SdEvent *ev);
+/* What makes a column's values unreadable since the image was made, or NULL. */
+extern const char *event_att_problem(const SdEventAtt *att);
+
 #endif							/* SD_EVENT_IMAGE_H */

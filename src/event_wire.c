@@ -12,6 +12,9 @@
  * text is read up to MAX_GROWTH times subdispatch.max_event_size, and what came
  * of it must not be larger than that setting.
  *
+ * ROW IMAGES.  Texts are made and read by image_text.c and image_received.c;
+ * no type's code runs when an event is received.
+ *
  * What json-c allocates is malloc'd, and freed whatever happens.
  *
  * Takes no lock of ours.
@@ -20,20 +23,25 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
+#include "access/xact.h"
 #include "common/int.h"
 #include "common/string.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
+#include "event_image.h"
 #include "event_wire.h"
-#include "wire.h"
+#include "image_text.h"
 
 #define MAX_GROWTH		8
 #define MAX_TEXT		((Size) MaxAllocSize / 2)
 
+static const char not_characters[] = "it has bytes that are no character in this database's encoding";
 static const char too_large[] = "it is larger than subdispatch.max_event_size allows";
 
 /* ---- sending ---- */
@@ -60,15 +68,85 @@ format(const Wire *wire, Size *len)
 	return copy;
 }
 
+static bool
+has_user_types(const SdEvent *ev)
+{
+	const SdEventAtt *atts = (const SdEventAtt *) ((const char *) ev + ev->atts);
+
+	for (uint32 i = 0; i < ev->natts; i++)
+		if (atts[i].type >= FirstNormalObjectId)
+			return true;
+	return false;
+}
+
+/* What a type's output function raises; requests to stop are none of it. */
+static const char *
+recover(MemoryContext context)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+		error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+		PG_RE_THROW();
+	FlushErrorState();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	return psprintf("a value cannot be written: %s", error->message);
+}
+
+static const char *
+put_change(const SdEvent *ev, Wire *wire)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	const char *volatile why = NULL;
+
+	wire->source = "change";
+	if (image_is_received(ev))
+		return "it came from another server";
+	if (!has_user_types(ev))
+		return image_to_text(ev, wire);
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		why = image_to_text(ev, wire);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		why = recover(context);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return why;
+}
+
+static void
+put_data(const SdEvent *ev, Wire *wire)
+{
+	Jsonb	   *jsonb = (Jsonb *) ((char *) ev + ev->data);
+	StringInfoData data;
+
+	wire->source = "publish";
+	initStringInfo(&data);
+	(void) JsonbToCString(&data, &jsonb->root, VARSIZE(jsonb));
+	wire->data = data.data;
+	wire->data_len = data.len;
+}
+
 char *
 event_wire_out(const SdEvent *ev, const SdPosition *commit, Size *len, const char **why)
 {
 	Wire		wire = {0};
 	char		system[32];
 	char		lsn[32];
-	StringInfoData data;
-	char	   *text;
 
+	*why = NULL;
 	wire.encoding = GetDatabaseEncodingName();
 	wire.channel = EVENT_CHANNEL(ev);
 	wire.event_type = EVENT_STRING(ev, event_type);
@@ -83,19 +161,19 @@ event_wire_out(const SdEvent *ev, const SdPosition *commit, Size *len, const cha
 		wire.lsn = lsn;
 		wire.timeline = commit->timeline;
 	}
-	if (ev->source != SD_SOURCE_PUBLISH)
+	switch ((SdSource) ev->source)
 	{
-		*why = "only events of publish() can be sent";
-		return NULL;
+		case SD_SOURCE_PUBLISH:
+			put_data(ev, &wire);
+			break;
+		case SD_SOURCE_CHANGE:
+			*why = put_change(ev, &wire);
+			break;
+		case SD_SOURCE_NOTIFY:
+			*why = "notifications reach other servers by themselves, or not at all";
+			break;
 	}
-	wire.source = "publish";
-	initStringInfo(&data);
-	(void) JsonbToCString(&data, &((Jsonb *) ((char *) ev + ev->data))->root, ev->size);
-	wire.data = data.data;
-	wire.data_len = data.len;
-	text = format(&wire, len);
-	pfree(data.data);
-	return text;
+	return *why ? NULL : format(&wire, len);
 }
 
 /* ---- receiving ---- */
@@ -164,7 +242,7 @@ check_head(const Wire *wire, const char *text, Size len)
 	if (!valid_text(text, len) || !valid_string(wire->channel) ||
 		!valid_string(wire->event_type) || !valid_string(wire->correlation_id) ||
 		!valid_string(wire->federation_id))
-		return "it has bytes that are no character in this database's encoding";
+		return not_characters;
 	if (channel_len == 0 || channel_len > SD_MAX_NAME || strcmp(wire->channel, SD_STAR) == 0)
 		return "its channel is none that can be published on";
 	if (pg_sub_s64_overflow(wire->timestamp, UNIX_EPOCH_US, &timestamp) ||
@@ -189,25 +267,82 @@ make_published(const Wire *wire, const char **why)
 					  wire->federation_id, data, SD_SOURCE_PUBLISH);
 }
 
-static SdEvent *
-make_event(const Wire *wire, const char *text, Size len, SdPosition *commit, const char **why)
+/* SD_OP_NONE if its images are not those of its operation. */
+static SdOp
+operation_of(const Wire *wire)
 {
-	SdEvent    *ev;
+	static const struct
+	{
+		SdOp		op;
+		bool		row;
+		bool		old;
+	}			ops[] = {
+		{SD_OP_INSERT, true, false},
+		{SD_OP_UPDATE, true, true},
+		{SD_OP_DELETE, true, false},
+		{SD_OP_TRUNCATE, false, false},
+	};
+
+	for (int i = 0; i < (int) lengthof(ops); i++)
+		if (strcmp(wire->op, event_op_name(ops[i].op)) == 0 &&
+			ops[i].row == (wire->row != NULL) && ops[i].old == (wire->old != NULL))
+			return ops[i].op;
+	return SD_OP_NONE;
+}
+
+static bool
+valid_image(const Wire *wire)
+{
+	bool		valid = valid_string(wire->schema) && valid_string(wire->table);
+
+	for (uint32 i = 0; valid && i < wire->ncolumns; i++)
+		valid = valid_string(wire->columns[i].name) && valid_string(wire->columns[i].type) &&
+			(wire->row == NULL || valid_string(wire->row[i])) &&
+			(wire->old == NULL || valid_string(wire->old[i]));
+	return valid;
+}
+
+static SdEvent *
+make_changed(const Wire *wire, bool authenticated, const char **why)
+{
+	SdOp		op = operation_of(wire);
+
+	*why = NULL;
+	if (!authenticated)
+		*why = "row images are believed only of servers of the group";
+	else if (op == SD_OP_NONE)
+		*why = "its operation is none, or has other images";
+	else if (!valid_image(wire))
+		*why = not_characters;
+	return *why ? NULL : image_make_received(wire, op);
+}
+
+static SdEvent *
+make_event(const Wire *wire, const char *text, Size len, bool authenticated,
+		   SdPosition *commit, const char **why)
+{
+	Size		limit = subdispatch_max_event_size;
+	SdEvent    *ev = NULL;
 
 	*why = check_head(wire, text, len);
 	if (*why == NULL)
 		*why = read_commit(wire, commit);
 	if (*why != NULL)
 		return NULL;
-	if (wire->data == NULL || strcmp(wire->source, "publish") != 0)
+
+	if (wire->data && strcmp(wire->source, "publish") == 0)
+		ev = make_published(wire, why);
+	else if (wire->op && strcmp(wire->source, "change") == 0)
 	{
-		*why = "its source is not one that can be received";
-		return NULL;
+		ev = make_changed(wire, authenticated, why);
+		/* still a text; what is made of it is measured by the dispatcher */
+		limit *= MAX_GROWTH;
 	}
-	ev = make_published(wire, why);
+	else
+		*why = "its source is not one that can be received";
 	if (ev == NULL)
 		return NULL;
-	if (ev->size > (Size) subdispatch_max_event_size)
+	if (ev->size > limit)
 	{
 		*why = too_large;
 		return NULL;
@@ -234,7 +369,7 @@ event_wire_in(const char *text, Size len, bool authenticated, SdPosition *commit
 		return NULL;
 	PG_TRY();
 	{
-		ev = make_event(&wire, text, len, commit, why);
+		ev = make_event(&wire, text, len, authenticated, commit, why);
 	}
 	PG_FINALLY();
 	{

@@ -14,8 +14,10 @@
 
 #include "fmgr.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
 #include "event_wire.h"
+#include "image_text.h"
 
 /*
  * A test's CREATE FUNCTION f(bytea, authenticated boolean) RETURNS text STRICT:
@@ -32,7 +34,12 @@ subdispatch_debug_wire_text(PG_FUNCTION_ARGS)
 	Size		len;
 	SdEvent    *ev = event_wire_in(VARDATA_ANY(text), VARSIZE_ANY_EXHDR(text),
 								   PG_GETARG_BOOL(1), &commit, &why);
-	char	   *again = ev ? event_wire_out(ev, &commit, &len, &why) : NULL;
+	char	   *again = NULL;
+
+	if (ev && image_is_received(ev))
+		why = "a row image";
+	else if (ev)
+		again = event_wire_out(ev, &commit, &len, &why);
 
 	if (ev)
 		pfree(ev);
@@ -46,9 +53,16 @@ event_wire_loop(const SdEvent *ev)
 	SdPosition	commit = {0};
 	const char *why;
 	Size		len;
-	char	   *text = event_wire_out(ev, &commit, &len, &why);
-	SdEvent    *again = text ? event_wire_in(text, len, true, &commit, &why) : NULL;
+	char	   *text;
+	SdEvent    *again;
+	int			nest_level = NewGUCNestLevel();
 
+	/* a dispatcher has done without image_text_init() */
+	(void) set_config_option("lc_monetary", "C", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	text = event_wire_out(ev, &commit, &len, &why);
+	again = text ? event_wire_in(text, len, true, &commit, &why) : NULL;
+	AtEOXact_GUC(false, nest_level);
 	if (again == NULL)
 		elog(ERROR, "an event does not survive its journey: %s", why);
 	event_copy_place(again, ev);

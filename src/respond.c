@@ -23,7 +23,6 @@
 
 #include "allowance.h"
 #include "audience.h"
-#include "event_wire.h"
 #include "registry.h"
 #include "resolver.h"
 #include "respond.h"
@@ -102,57 +101,6 @@ add_outcome(SdStream *stream, uint64 event_id)
 /* ---- the first phase ---- */
 
 static void
-make_data(void *arg)
-{
-	DispatchEvent	   *e = arg;
-	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
-
-	e->data = event_data(e->ev);
-	MemoryContextSwitchTo(old);
-}
-
-static void
-make_data_quietly(void *arg)
-{
-	security_be_quiet();
-	make_data(arg);
-}
-
-/* Makes it by code of the table's owner, like a resolver. */
-static void
-make_data_guarded(DispatchEvent *e, const SdRights *rights)
-{
-	Attempt		attempt;
-	ErrorData  *error = NULL;
-
-	if (!attempt_code(e, 0, &attempt))
-		ereport(ERROR,
-				(errcode(ERRCODE_ADMIN_SHUTDOWN),
-				 errmsg("the dispatcher ended each time the row image was cast")));
-	(void) resolver_guarded(make_data_quietly, e, "cast of a row image", rights,
-							subdispatch_resolver_timeout, false, dispatch_context, &error);
-	attempt_code_ended(&attempt);
-	if (error)
-	{
-		e->data = NULL;
-		ReThrowError(error);
-	}
-}
-
-void
-respond_need_data(DispatchEvent *e)
-{
-	SdRights	rights = {0};
-
-	if (e->data)
-		return;
-	if (event_runs_user_code(e->ev, &rights.role))
-		make_data_guarded(e, &rights);
-	else
-		make_data(e);
-}
-
-static void
 add_work(DispatchEvent *e, SdStream *stream)
 {
 	if (e->nwork == e->work_size)
@@ -211,6 +159,11 @@ show(DispatchEvent *e, SdStream *stream)
 		subscription_end_stream(stream, end);
 		return;
 	}
+	if (e->given_up)
+	{
+		stream_lose(stream, e->id, 0);
+		return;
+	}
 	visible = visible_to(e, stream->identity);
 	if (visible->denied)
 		return;
@@ -233,25 +186,10 @@ show(DispatchEvent *e, SdStream *stream)
 	body_unref(body);
 }
 
-#ifdef USE_ASSERT_CHECKING
-static void
-loop_back(DispatchEvent *e)
-{
-	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
-
-	e->ev = event_wire_loop(e->ev);
-	MemoryContextSwitchTo(old);
-}
-#endif
-
 void
 respond_show(DispatchEvent *e)
 {
 	e->nwork = 0;
-#ifdef USE_ASSERT_CHECKING
-	if (subdispatch_debug_wire)
-		loop_back(e);
-#endif
 	audience_visit(e, show);
 	forget_payload();
 }

@@ -11,9 +11,6 @@
 #include "dispatch.h"
 #include "resolver.h"
 
-/* Makes e->data, under the time limit of resolvers if that runs users' code. */
-extern void respond_need_data(DispatchEvent *e);
-
 /* The first phase.  Needs a transaction with a snapshot. */
 extern void respond_show(DispatchEvent *e);
 

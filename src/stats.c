@@ -50,6 +50,7 @@ static const char *const counter_names[SD_STAT_COUNTERS] =
 	[SD_STAT_DENIED_FEDERATION] = "denied_federation",
 	[SD_STAT_DENIED_SCOPE] = "denied_scope",
 	[SD_STAT_DENIED_RBAC] = "denied_rbac",
+	[SD_STAT_DENIED_IMAGE] = "denied_image",
 };
 
 const char *

@@ -50,6 +50,7 @@ typedef enum SdCounter
 	SD_STAT_DENIED_FEDERATION,
 	SD_STAT_DENIED_SCOPE,
 	SD_STAT_DENIED_RBAC,
+	SD_STAT_DENIED_IMAGE,		/* a change of another server, unreadable here */
 	SD_STAT_COUNTERS
 } SdCounter;
 

@@ -23,8 +23,10 @@
  *	  history.c       dispatched events, kept for those who come back
  *	  event.c         an event as jsonb (event_image.c: row images;
  *	                  json_compose.c: objects from parts, and their text;
- *	                  event_wire.c: as text for other servers, wire.c: its form)
+ *	                  event_wire.c: as text for other servers, wire.c: its form,
+ *	                  image_text.c: row images as texts)
  *	  audience.c      which streams an event concerns
+ *	  dispatch_data.c what it says; of another server's row: image_received.c
  *	  respond.c       what they get (allowance.c: whether they may have more)
  *	  visibility.c    who may still subscribe: grants.c (grants on channels,
  *	                  grants_sql.c)

@@ -1,0 +1,172 @@
+/*-------------------------------------------------------------------------
+ *
+ * dispatch_data.c
+ *	  What an event says, made when the first stream needs it.
+ *
+ * A plain event brings its data.  A row image has to be made JSON, which may
+ * run casts of users; one of another server has to become a row of a table of
+ * this server before that, which may run input functions.  Where users' code
+ * may run it is called like a resolver: as the table's owner, within the time
+ * limit, and counted as an attempt in case it ends the process.
+ *
+ * An event of another server that can't be read here is denied to everybody:
+ * nobody can tell who might see it.  As it was committed, and its channel's
+ * subscriptions are owed it, they are told that something is missing.
+ *
+ * No locks are taken here.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+
+#include "dispatch.h"
+#include "event_wire.h"
+#include "image_text.h"
+#include "resolver.h"
+
+static void
+make_data(void *arg)
+{
+	DispatchEvent *e = arg;
+	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
+
+	e->data = event_data(e->ev);
+	MemoryContextSwitchTo(old);
+}
+
+/* Runs code of the table's owner, like a resolver; returns its error, or NULL. */
+static ErrorData *
+run_guarded(DispatchEvent *e, ResolverCode code, void *arg, const SdRights *rights)
+{
+	Attempt		attempt;
+	ErrorData  *error = NULL;
+
+	if (!attempt_code(e, 0, &attempt))
+		ereport(ERROR,
+				(errcode(ERRCODE_ADMIN_SHUTDOWN),
+				 errmsg("the dispatcher ended each time the row image was cast")));
+	(void) resolver_guarded(code, arg, "cast of a row image", rights,
+							subdispatch_resolver_timeout, false, dispatch_context, &error);
+	attempt_code_ended(&attempt);
+	return error;
+}
+
+static void
+make_data_quietly(void *arg)
+{
+	security_be_quiet();
+	make_data(arg);
+}
+
+static void
+make_local_data(DispatchEvent *e)
+{
+	SdRights	rights = {0};
+	ErrorData  *error;
+
+	if (!event_runs_user_code(e->ev, &rights.role))
+	{
+		make_data(e);
+		return;
+	}
+	error = run_guarded(e, make_data_quietly, e, &rights);
+	if (error)
+	{
+		e->data = NULL;
+		ReThrowError(error);
+	}
+}
+
+/* ---- changes of other servers ---- */
+
+typedef struct Reading
+{
+	DispatchEvent *e;
+	const ImageTable *table;
+} Reading;
+
+static void
+read_image(void *arg)
+{
+	Reading    *reading = arg;
+	DispatchEvent *e = reading->e;
+	SdEvent    *ev = image_read(e->ev, reading->table);
+
+	e->ev = memcpy(MemoryContextAlloc(dispatch_context, ev->size), ev, ev->size);
+	pfree(ev);
+	make_data(e);
+}
+
+static void
+read_image_quietly(void *arg)
+{
+	security_be_quiet();
+	read_image(arg);
+}
+
+static void
+deny(DispatchEvent *e, const char *why)
+{
+	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
+
+	e->data = dispatch_empty_object();
+	e->given_up = true;
+	if (e->first_time)
+	{
+		stats_add(&dispatch_self()->stats, SD_STAT_DENIED_IMAGE, 1);
+		dispatch_log_failure(InvalidOid, NULL,
+							 psprintf("a change of table \"%s.%s\" on another server is denied: %s",
+									  EVENT_STRING(e->ev, schema_name),
+									  EVENT_STRING(e->ev, table_name), why));
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * What PostgreSQL alone reads is read without a subtransaction: if that fails,
+ * against all expectation, it is done once more with one.
+ */
+static void
+make_received_data(DispatchEvent *e)
+{
+	SdRights	rights = {0};
+	const char *why;
+	Reading		reading = {.e = e, .table = image_find_table(e->ev, &why)};
+	ErrorData  *error;
+
+	if (reading.table == NULL)
+		deny(e, why);
+	else if (!image_needs_care(reading.table, &rights.role) && !e->careful)
+		read_image(&reading);
+	else if ((error = run_guarded(e, read_image_quietly, &reading, &rights)) != NULL)
+		deny(e, error->message);
+}
+
+#ifdef USE_ASSERT_CHECKING
+static void
+loop_back(DispatchEvent *e)
+{
+	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
+
+	e->ev = event_wire_loop(e->ev);
+	MemoryContextSwitchTo(old);
+}
+#endif
+
+void
+dispatch_need_data(DispatchEvent *e)
+{
+	if (e->data)
+		return;
+#ifdef USE_ASSERT_CHECKING
+	if (subdispatch_debug_wire && !image_is_received(e->ev))
+		loop_back(e);
+#endif
+	if (image_is_received(e->ev))
+		make_received_data(e);
+	else
+		make_local_data(e);
+}
