@@ -45,7 +45,7 @@
 #include "utils/wait_event.h"
 
 #include "dispatcher.h"
-#include "event.h"
+#include "image_text.h"
 #include "ratelimit.h"
 #include "redis_bus.h"
 #include "shmem.h"
@@ -233,7 +233,7 @@ set_up(Datum arg)
 	SetConfigOption("application_name", "subdispatch bus", PGC_USERSET, PGC_S_OVERRIDE);
 	SetConfigOption("statement_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE);
 	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE);
-	event_fix_settings();
+	image_text_init();
 	show_database_name();
 	pgstat_report_activity(STATE_IDLE, NULL);
 
