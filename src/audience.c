@@ -24,7 +24,8 @@
 #include "respond.h"
 #include "visible.h"
 
-#define STREAMS_PER_LOCK	128
+#define STREAMS_PER_LOCK	64
+#define FETCH_AHEAD			4
 
 static SdStream **pins = NULL;
 static int	npins = 0;
@@ -45,6 +46,7 @@ audience_unpin_channel(void)
 void
 audience_release(void)
 {
+	stream_wake_consumers();
 	audience_unpin_channel();
 	while (npins > 0)
 		stream_unpin(pins[--npins]);
@@ -179,7 +181,12 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 		LWLockRelease(&sd_shared->registry_lock);
 
 		for (int i = first; i < npins; i++)
+		{
+			if (i + FETCH_AHEAD < npins)
+				stream_fetch_parts(pins[i + FETCH_AHEAD]);
 			visit(e, pins[i]);
+		}
+		stream_wake_consumers();
 		unpin_visited(first);
 		CHECK_FOR_INTERRUPTS();
 	} while (at > 0);

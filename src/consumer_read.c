@@ -526,8 +526,7 @@ ready_readable(SdConsumer *consumer, TimestampTz now, TimestampTz *retry_at)
  * leaves the ready list, but for held back notices.
  */
 static Look
-look_at_consumer(Oid owner, const char *name, ConditionVariable **cv, uint64 *version,
-				 TimestampTz *retry_at)
+look_at_consumer(Oid owner, const char *name, ConditionVariable **cv, TimestampTz *retry_at)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	SdConsumer *consumer;
@@ -538,7 +537,6 @@ look_at_consumer(Oid owner, const char *name, ConditionVariable **cv, uint64 *ve
 	if (consumer)
 	{
 		*cv = sd_wait_point(consumer);
-		*version = pg_atomic_read_u64(&consumer->version);
 		pg_atomic_write_u64(&consumer->last_polled, now);
 		sd_shared->slots[MyProc->pgprocno].waiting_on = consumer;
 		LWLockAcquire(&consumer->reading, LW_EXCLUSIVE);
@@ -555,18 +553,17 @@ reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline)
 {
 	ConditionVariable *cv = NULL;
 	TimestampTz retry_at = DT_NOEND;
-	uint64		version;
 	Look		look;
 
 	(void) reader_batch();
-	look = look_at_consumer(owner, consumer, &cv, &version, &retry_at);
+	look = look_at_consumer(owner, consumer, &cv, &retry_at);
 	if (look == LOOK_NOTHING)
 	{
 		ConditionVariablePrepareToSleep(cv);
 		for (;;)
 		{
 			retry_at = DT_NOEND;
-			look = look_at_consumer(owner, consumer, &cv, &version, &retry_at);
+			look = look_at_consumer(owner, consumer, &cv, &retry_at);
 			if (look != LOOK_NOTHING)
 				break;
 			if (!reader_sleep(cv, deadline, retry_at))

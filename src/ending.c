@@ -25,7 +25,6 @@
 #include "utils/timestamp.h"
 
 #include "ack.h"
-#include "history.h"
 #include "registry.h"
 
 #define ENDS_PER_LOCK	32		/* keeps the lock's hold time short */
@@ -103,7 +102,6 @@ announce_end(SdSubscription *sub)
 	{
 		dlist_push_tail(&consumer->ended, &sub->node);
 		pg_atomic_fetch_add_u32(&consumer->nended, 1);
-		pg_atomic_fetch_add_u64(&consumer->version, 1);
 		sd_wake(consumer);
 	}
 	sd_wake(sub->stream);
@@ -158,10 +156,7 @@ subscription_destroy(SdSubscription *sub)
 	LWLockRelease(&stream->lock);
 	sd_wake(stream);
 	if (sub->consumer)
-	{
-		pg_atomic_fetch_add_u64(&sub->consumer->version, 1);
 		sd_wake(sub->consumer);
-	}
 	stream_unpin(stream);
 	sd_free(sub);
 }

@@ -101,6 +101,7 @@ tell(const SdStreamVec *vec)
 			stream_lose(pins[i], 0, 0);
 			stream_unpin(pins[i]);
 		}
+		stream_wake_consumers();
 	} while (at > 0);
 }
 

@@ -82,7 +82,6 @@ registry_get_consumer(Oid owner, const char *name, bool *is_new, bool *too_many)
 	dlist_init(&consumer->ended);
 	dlist_init(&consumer->paused_ended);
 	pg_atomic_init_u32(&consumer->nended, 0);
-	pg_atomic_init_u64(&consumer->version, 1);
 	pg_atomic_init_u64(&consumer->last_polled, GetCurrentTimestamp());
 	pg_atomic_init_u64(&consumer->pending_since, 0);
 	consumer->namelen = strlen(name);

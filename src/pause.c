@@ -119,7 +119,6 @@ set_ended(SdSubscription *sub, bool paused)
 	}
 	dlist_push_tail(&consumer->ended, &sub->node);
 	pg_atomic_fetch_add_u32(&consumer->nended, 1);
-	pg_atomic_fetch_add_u64(&consumer->version, 1);
 	sd_wake(consumer);
 }
 

@@ -192,8 +192,11 @@ registry_pin_streams(const SdStreamVec *vec, uint32 *at, SdStream **pins, int ro
 	int			n = 0;
 
 	*at = Min(*at, vec ? vec->n : 0);
-	while (*at > 0 && n < room)
-		pins[n++] = stream_pin(streamvec_get(vec, --*at));
+	for (uint32 ahead = *at; ahead > 0 && n < room; n++)
+		stream_fetch(pins[n] = streamvec_get(vec, --ahead));
+	for (int i = 0; i < n; i++)
+		(void) stream_pin(pins[i]);
+	*at -= n;
 	return n;
 }
 

@@ -115,23 +115,34 @@ add_work(DispatchEvent *e, SdStream *stream)
 }
 
 /*
- * The event's data as a stored payload.  Streams without a response_key share
- * one; the caller gets a reference of its own, or NULL without memory.
+ * The event's data as a stored payload, which all streams without a
+ * response_key share.  The reference is ours; NULL without memory.
  */
 static SdBody *
-data_body(DispatchEvent *e, Jsonb *data, SdStream *stream)
+shared_body(DispatchEvent *e, Jsonb *data)
 {
-	if (stream->response_key)
-		return dispatch_result_body(e->id, data, stream->response_key);
 	if (data_payload == NULL || data_of_payload != data)
 	{
 		forget_payload();
 		data_payload = dispatch_result_body(e->id, data, NULL);
 		data_of_payload = data;
 	}
-	if (data_payload)
-		pg_atomic_fetch_add_u32(&data_payload->refs, 1);
 	return data_payload;
+}
+
+static void
+append_data(DispatchEvent *e, Jsonb *data, SdStream *stream)
+{
+	SdBody	   *body;
+
+	if (stream->response_key == NULL)
+	{
+		stream_append(stream, e->id, shared_body(e, data));
+		return;
+	}
+	body = dispatch_result_body(e->id, data, stream->response_key);
+	stream_append(stream, e->id, body);
+	body_unref(body);
 }
 
 static void
@@ -145,7 +156,6 @@ static void
 show(DispatchEvent *e, SdStream *stream)
 {
 	SdEnd		end;
-	SdBody	   *body;
 	Visible    *visible;
 
 	if (e->id <= stream->last_event_id)
@@ -181,9 +191,7 @@ show(DispatchEvent *e, SdStream *stream)
 		add_work(e, stream);
 		return;
 	}
-	body = data_body(e, visible->data, stream);
-	stream_append(stream, e->id, body);
-	body_unref(body);
+	append_data(e, visible->data, stream);
 }
 
 void
@@ -437,5 +445,6 @@ respond_release(void)
 		if (!o->no_call)
 			count_timeouts(o);
 	}
+	stream_wake_consumers();
 	respond_forget();
 }

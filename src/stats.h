@@ -89,6 +89,14 @@ stats_add(SdStats *stats, SdCounter counter, uint64 n)
 	pg_atomic_fetch_add_u64(&stats->counters[counter], n);
 }
 
+/* Only the set's dispatcher. */
+static inline void
+stats_add_own(SdStats *stats, SdCounter counter, uint64 n)
+{
+	pg_atomic_write_u64(&stats->counters[counter],
+						pg_atomic_read_u64(&stats->counters[counter]) + n);
+}
+
 extern void stats_init(SdStats *stats);
 /* Only the set's dispatcher. */
 extern void stats_dispatch_time(SdStats *stats, uint64 us);

@@ -285,17 +285,30 @@ overflow_strict(SdStream *stream, Size len)
 
 /* ---- writing ---- */
 
+/*
+ * The consumer that is still to be woken: by its address, which is all that a
+ * wait point needs, so it may be gone by then.
+ */
+static const void *to_wake = NULL;
+
 void
-stream_link_ready(SdLink *link)
+stream_wake_consumers(void)
+{
+	if (to_wake)
+		sd_wake(to_wake);
+	to_wake = NULL;
+}
+
+/* Caller holds the stream's lock. */
+static void
+make_ready(SdLink *link)
 {
 	SdConsumer *consumer = link->consumer;
-	bool		was_ready;
 
 	if (consumer == NULL)
 		return;
 	SpinLockAcquire(&consumer->mutex);
-	was_ready = link->ready;
-	if (!was_ready)
+	if (!link->ready)
 	{
 		dlist_push_tail(&consumer->ready, &link->ready_node);
 		link->ready = true;
@@ -303,28 +316,33 @@ stream_link_ready(SdLink *link)
 	SpinLockRelease(&consumer->mutex);
 	if (pg_atomic_read_u64(&consumer->pending_since) == 0)
 		pg_atomic_write_u64(&consumer->pending_since, GetCurrentTimestamp());
-	pg_atomic_fetch_add_u64(&consumer->version, 1);
-	sd_wake(consumer);
+	if (to_wake != consumer)
+		stream_wake_consumers();
+	to_wake = consumer;
+}
+
+void
+stream_link_ready(SdLink *link)
+{
+	make_ready(link);
+	stream_wake_consumers();
 }
 
 /* Something can be read that could not, but where all are paused. */
 static void
-wake_link(SdLink *link)
-{
-	dlist_append_all(&link->behind, &link->current);
-	if (!dlist_is_empty(&link->behind))
-		stream_link_ready(link);
-}
-
-static void
-wake_readers(SdStream *stream)
+make_readable(SdStream *stream)
 {
 	dlist_iter	iter;
 
-	pg_atomic_fetch_add_u64(&stream->version, 1);
+	pg_atomic_write_u64(&stream->version, pg_atomic_read_u64(&stream->version) + 1);
 	dlist_foreach(iter, &stream->links)
-		wake_link(dlist_container(SdLink, stream_node, iter.cur));
-	sd_wake(stream);
+	{
+		SdLink	   *link = dlist_container(SdLink, stream_node, iter.cur);
+
+		dlist_append_all(&link->behind, &link->current);
+		if (!dlist_is_empty(&link->behind))
+			make_ready(link);
+	}
 }
 
 /* False if that event was seen to before: the batch is run again. */
@@ -373,8 +391,8 @@ push(SdStream *stream, uint64 event_id, SdBody *body)
 		stream->head++;
 		stream->tail = stream->head;
 	}
-	stats_add(&stream->channel->db->dispatchers[stream->channel->dispatcher].stats,
-			  SD_STAT_RESPONSES_QUEUED, 1);
+	stats_add_own(&stream->channel->db->dispatchers[stream->channel->dispatcher].stats,
+				  SD_STAT_RESPONSES_QUEUED, 1);
 }
 
 void
@@ -390,9 +408,10 @@ stream_append(SdStream *stream, uint64 event_id, SdBody *body)
 	}
 	overflow_strict(stream, body ? body->len : 0);
 	push(stream, event_id, body);
-	wake_readers(stream);
+	make_readable(stream);
 	ending = stream->strict && !dlist_is_empty(&stream->strict->ending);
 	LWLockRelease(&stream->lock);
+	sd_wake(stream);
 
 	if (ending)
 		subscription_finish_ends(stream);
@@ -407,7 +426,7 @@ lose(SdStream *stream, uint32 n)
 	else
 		stream->gaps++;
 	stream_count_dropped(stream, (uint64) Max(n, 1) * (stream->nattached + stream->ndetached));
-	wake_readers(stream);
+	make_readable(stream);
 }
 
 void
@@ -417,6 +436,7 @@ stream_lose(SdStream *stream, uint64 event_id, uint32 n)
 	if (advance_progress(stream, event_id))
 		lose(stream, n);
 	LWLockRelease(&stream->lock);
+	sd_wake(stream);
 }
 
 void
@@ -429,6 +449,7 @@ stream_limit(SdStream *stream, uint64 event_id)
 		lose(stream, 1);
 	}
 	LWLockRelease(&stream->lock);
+	sd_wake(stream);
 }
 
 void

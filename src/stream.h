@@ -374,7 +374,6 @@ typedef struct SdConsumer
 	pg_atomic_uint32 nended;	/* of the former */
 	uint32		nsubscriptions; /* live ones */
 	/* atomic */
-	pg_atomic_uint64 version;	/* rises when something becomes readable */
 	pg_atomic_uint64 last_polled;
 	pg_atomic_uint64 pending_since; /* TimestampTz; 0: nothing pending */
 	uint32		namelen;
@@ -422,7 +421,8 @@ extern SdBody *body_make(const char *data, Size len, bool is_error, bool has_eve
 extern void body_unref(SdBody *body);
 
 /*
- * Appends a response (takes a reference of its own) and wakes who waits.  Does
+ * Appends a response (takes a reference of its own) and wakes who waits for
+ * the subscription; consumers are woken by stream_wake_consumers().  Does
  * nothing if the stream is done with the event already.  A NULL body, or no
  * memory, becomes a loss of one.
  */
@@ -439,6 +439,35 @@ extern void stream_limit(SdStream *stream, uint64 event_id);
 
 /* Marks the event as done with: nothing for this stream. */
 extern void stream_skip(SdStream *stream, uint64 event_id);
+
+/*
+ * Wakes the consumers for which something was appended or lost since the last
+ * call: many streams of a consumer are so worth one look.  Raises no error.
+ */
+extern void stream_wake_consumers(void);
+
+/*
+ * Two hints to the processor that the stream will be appended to, some streams
+ * ahead of its turn: where to look first, and what is found there.
+ */
+static inline void
+stream_fetch(const SdStream *stream)
+{
+	__builtin_prefetch(&stream->hnode, 1);
+	__builtin_prefetch(&stream->refs, 1);
+	__builtin_prefetch(&stream->lock, 1);
+	__builtin_prefetch(&stream->gaps, 1);
+	__builtin_prefetch(&stream->first_link, 1);
+	__builtin_prefetch(&stream->first_link.behind, 1);
+}
+
+static inline void
+stream_fetch_parts(const SdStream *stream)
+{
+	__builtin_prefetch(stream->identity);
+	if (stream->ring)
+		__builtin_prefetch(&stream->ring[stream->head & (stream->ring_size - 1)], 1);
+}
 
 extern SdStream *stream_pin(SdStream *stream);
 extern void stream_unpin(SdStream *stream);

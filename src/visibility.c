@@ -23,47 +23,59 @@
 #include "security.h"
 
 /*
- * The answer for one identity, event and channel, kept for the event's other
+ * What is known of a role for one event and channel, kept for the event's other
  * streams.  An event is shown to streams of its own channel and of '*'.
  */
 typedef struct Known
 {
-	uint64		identity;
+	Oid			owner;
+	Oid			role;
 	uint64		event_id;
 	bool		star;
+	bool		ask_context;	/* it depends on the identity's context */
 	SdEnd		end;
 } Known;
 
 #define KNOWN_SIZE	256
 
-static SdEnd
-look_up(SdStream *stream)
+/*
+ * A grant that is satisfied without a context is satisfied with any, so most
+ * often one answer holds for all identities of a role.
+ */
+static void
+look_up(SdStream *stream, Known *k)
 {
 	SdIdentity *identity = stream->identity;
 
+	k->end = SD_END_NONE;
+	k->ask_context = false;
 	if (!security_role_exists(identity->role) || !security_role_exists(identity->owner))
-		return SD_END_ROLE_GONE;
-	if (!security_may_become(identity->owner, identity->role))
-		return SD_END_RUN_AS_REVOKED;
-	if (!grants_allow(identity->role, stream->channel->name, GRANT_SUBSCRIBE, identity->context))
-		return SD_END_CHANNEL_REVOKED;
-	return SD_END_NONE;
+		k->end = SD_END_ROLE_GONE;
+	else if (!security_may_become(identity->owner, identity->role))
+		k->end = SD_END_RUN_AS_REVOKED;
+	else
+		k->ask_context = !grants_allow(identity->role, stream->channel->name, GRANT_SUBSCRIBE, NULL);
 }
 
 SdEnd
 dispatch_stream_end(SdStream *stream, uint64 event_id)
 {
 	static Known known[KNOWN_SIZE];
+	SdIdentity *identity = stream->identity;
 	bool		star = stream->channel->star;
-	uint64		identity = stream->identity->serial;
-	Known	   *k = &known[(identity * 2 + star) % KNOWN_SIZE];
+	Known	   *k = &known[(identity->role * 2 + star) % KNOWN_SIZE];
 
-	if (k->identity != identity || k->event_id != event_id || k->star != star)
+	if (k->event_id != event_id || k->role != identity->role || k->owner != identity->owner ||
+		k->star != star)
 	{
-		k->end = look_up(stream);
-		k->identity = identity;
+		look_up(stream, k);
 		k->event_id = event_id;
+		k->owner = identity->owner;
+		k->role = identity->role;
 		k->star = star;
 	}
+	if (k->ask_context &&
+		!grants_allow(identity->role, stream->channel->name, GRANT_SUBSCRIBE, identity->context))
+		return SD_END_CHANNEL_REVOKED;
 	return k->end;
 }

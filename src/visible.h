@@ -21,7 +21,7 @@ typedef struct Visible
 } Visible;
 
 /*
- * Computed once per event and identity; lives as long as the batch.  Needs the
+ * Computed once per event and identity; good as long as the event.  Needs the
  * event's data, a transaction and a snapshot.  Policies are run: their errors
  * are raised, or, when e->careful, deny the event to this identity alone.
  */
