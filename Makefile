@@ -8,7 +8,7 @@
 #   make tapcheck, unitcheck          TAP tests (they start their own servers), unit tests of the pure C files
 #   make clangcheck                   clang's warnings, as errors
 #
-# Options of check: TESTS="regress isolation tap unit", REGRESS=name, ISOLATION=name, PROVE_TESTS=test/t/name.pl,
+# Options of check: TESTS="regress isolation tap unit demo", REGRESS=name, ISOLATION=name, PROVE_TESTS=test/t/name.pl,
 # ASSERT=only|no, PROVE_FLAGS=…   Options of demo: DURATION=seconds, CLIENTS=n, SCALE=n
 # Options of bench: BENCH="name …", RUNS=rounds, SECONDS=s, QUICK=1, README=1
 

@@ -3,7 +3,7 @@
 # suites after it. The last line counts what the runners reported: "N passed, N failed".
 #
 # With assertions: regression tests, isolation specs, TAP tests. As built for users: unit tests, clang's warnings, regression
-# tests, isolation specs. ASSERT=only or ASSERT=no runs all suites in the one build.
+# tests, isolation specs, and a short make demo. ASSERT=only or ASSERT=no runs all suites in the one build.
 set -euo pipefail
 # shellcheck source=test/lib/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/env.sh"
@@ -15,11 +15,11 @@ OUTPUT=$TOP/test/output
 # Naming tests of a suite means that suite alone, unless TESTS says otherwise.
 if [ -z "${TESTS:-}" ]; then
 	TESTS="${REGRESS:+regress} ${ISOLATION:+isolation} ${PROVE_TESTS:+tap} ${UNIT_TESTS:+unit}"
-	case $TESTS in *[a-z]*) ;; *) TESTS="regress isolation tap unit" ;; esac
+	case $TESTS in *[a-z]*) ;; *) TESTS="regress isolation tap unit demo" ;; esac
 fi
 TESTS=${TESTS//[,|]/ }
 for t in $TESTS; do
-	case $t in regress | isolation | tap | unit) ;; *) die "TESTS knows regress, isolation, tap and unit, not $t" ;; esac
+	case $t in regress | isolation | tap | unit | demo) ;; *) die "TESTS knows regress, isolation, tap, unit and demo, not $t" ;; esac
 done
 case ${ASSERT:=} in '' | no | only) ;; *) die "ASSERT is only or no" ;; esac
 
@@ -196,6 +196,18 @@ suites() {
 	AS=("${as[@]}")
 }
 
+# The command that the README begins with, as it is.
+demo() {
+	local start=$SECONDS log=$BASE/demo.log
+	say "demo"
+	if DURATION=5 CLIENTS=4 bash "$TOP/test/demo/run.sh" >"$log" 2>&1; then
+		tail -n 3 "$log"
+		record "demo" 1 0 $((SECONDS - start))
+	else
+		failed_step "demo" demo "$log"
+	fi
+}
+
 clang_warnings() {
 	local start=$SECONDS clang
 	for clang in clang "$(sed -n 's/^CLANG *= *//p' "$(dirname "$("$PG_CONFIG" --pgxs)")/../Makefile.global")"; do
@@ -247,6 +259,8 @@ case " ${builds[*]} " in
 ' assert ') suites assert unit regress isolation tap ;;
 ' plain ') suites plain unit regress isolation tap ;;
 esac
+
+if wanted demo; then demo; fi
 
 if [ $((passed + failed)) = 0 ]; then
 	say "no test was run"

@@ -171,7 +171,8 @@ class Demo:
         """Reads until there is nothing more."""
         while True:
             with self.gateway.cursor() as cursor:
-                cursor.execute("SELECT * FROM subdispatch.poll(%s, %s)", (CONSUMER, BATCH))
+                cursor.execute("SELECT subscription_id, connection_id, operation_id, event_id, dropped, response"
+                               " FROM subdispatch.poll(%s, %s)", (CONSUMER, BATCH))
                 rows = cursor.fetchall()
             if not rows:
                 return
