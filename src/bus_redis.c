@@ -20,7 +20,8 @@
  * A group is the servers that use the same Redis, key prefix and bus_key; an
  * event goes to the database of the same name.
  *
- * What NOTIFY brings stays on its server.
+ * What a dispatcher receives by NOTIFY goes the same way: it could have no id
+ * among those that come from Redis otherwise.
  *
  * Locks: database_lock, to ask for the worker; SdBus->mutex to read its state.
  *

@@ -132,7 +132,7 @@ put_data(const SdEvent *ev, Wire *wire)
 	Jsonb	   *jsonb = (Jsonb *) ((char *) ev + ev->data);
 	StringInfoData data;
 
-	wire->source = "publish";
+	wire->source = ev->source == SD_SOURCE_NOTIFY ? "notify" : "publish";
 	initStringInfo(&data);
 	(void) JsonbToCString(&data, &jsonb->root, VARSIZE(jsonb));
 	wire->data = data.data;
@@ -164,13 +164,11 @@ event_wire_out(const SdEvent *ev, const SdPosition *commit, Size *len, const cha
 	switch ((SdSource) ev->source)
 	{
 		case SD_SOURCE_PUBLISH:
+		case SD_SOURCE_NOTIFY:
 			put_data(ev, &wire);
 			break;
 		case SD_SOURCE_CHANGE:
 			*why = put_change(ev, &wire);
-			break;
-		case SD_SOURCE_NOTIFY:
-			*why = "notifications reach other servers by themselves, or not at all";
 			break;
 	}
 	return *why ? NULL : format(&wire, len);
@@ -252,7 +250,7 @@ check_head(const Wire *wire, const char *text, Size len)
 }
 
 static SdEvent *
-make_published(const Wire *wire, const char **why)
+make_published(const Wire *wire, SdSource source, const char **why)
 {
 	char	   *json = pnstrdup(wire->data, wire->data_len);
 	Jsonb	   *data = event_parse_json(json);
@@ -264,7 +262,7 @@ make_published(const Wire *wire, const char **why)
 		return NULL;
 	}
 	return event_make(wire->channel, wire->event_type, wire->correlation_id,
-					  wire->federation_id, data, SD_SOURCE_PUBLISH);
+					  wire->federation_id, data, source);
 }
 
 /* SD_OP_NONE if its images are not those of its operation. */
@@ -331,7 +329,9 @@ make_event(const Wire *wire, const char *text, Size len, bool authenticated,
 		return NULL;
 
 	if (wire->data && strcmp(wire->source, "publish") == 0)
-		ev = make_published(wire, why);
+		ev = make_published(wire, SD_SOURCE_PUBLISH, why);
+	else if (wire->data && strcmp(wire->source, "notify") == 0)
+		ev = make_published(wire, SD_SOURCE_NOTIFY, why);
 	else if (wire->op && strcmp(wire->source, "change") == 0)
 	{
 		ev = make_changed(wire, authenticated, why);

@@ -132,11 +132,6 @@ publish_event(const SdEvent *ev)
 	event_check_size(ev->size);
 	if (subdispatch_event_bus == SD_BUS_REDIS)
 		redis_require_settings();
-	if (subdispatch_event_bus == SD_BUS_REDIS && ev->source == SD_SOURCE_CHANGE)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("publish_change() cannot use the Redis bus yet"),
-				 errhint("Set subdispatch.event_bus to memory.")));
 	shmem_attach();
 	if (am_dispatcher)
 		check_room_in_dispatcher(ev);

@@ -297,7 +297,11 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 	tx.n = 1;
 	publish_attach(&tx, db);
 
-	copies_choose(&tx);
+	/* so that its id is above those that come from Redis, and the same everywhere */
+	if (subdispatch_event_bus == SD_BUS_REDIS)
+		copies_choose_bus(&tx);
+	else
+		copies_choose(&tx);
 	mask = blocks_size(&tx, bytes);
 	if (mask == 0)
 		return true;
@@ -311,6 +315,8 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 	{
 		bus_link(db, &tx.blocks, tx.n);
 		copies_count_published(&tx);
+		if (tx.by_redis)
+			redis_want_worker(db);
 	}
 	else
 		blocks_release_room(&tx);

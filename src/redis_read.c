@@ -45,6 +45,7 @@
 
 #include "bus_mac.h"
 #include "event_wire.h"
+#include "grants.h"
 #include "redis_bus.h"
 #include "redis_script.h"
 
@@ -182,6 +183,27 @@ is_for_somebody(const BusEntry *entry)
 	return database_maybe_subscribed(bus_db, channel_hash(entry->channel.data, entry->channel.len));
 }
 
+/* As for what is received here: anybody there may have sent it. */
+static bool
+may_come_by_notify(const char *channel)
+{
+	return notify_names(channel) || !grants_cover(channel);
+}
+
+/* What keeps it from being dispatched here, or NULL. */
+static const char *
+wrong_with(const BusEntry *entry, const SdEvent *ev)
+{
+	if (ev->channel_len != entry->channel.len ||
+		memcmp(EVENT_CHANNEL(ev), entry->channel.data, entry->channel.len) != 0)
+		return "it is about another channel than it says";
+	if (ev->source == SD_SOURCE_NOTIFY && !may_come_by_notify(EVENT_CHANNEL(ev)))
+		return "it was sent by NOTIFY, and there are grants on the channel here";
+	if (SD_BLOCK_HEADER + ev->size > (Size) subdispatch_event_queue_size * 1024)
+		return "it is larger than subdispatch.event_queue_size";
+	return NULL;
+}
+
 /* Whatever goes wrong costs this event only; *why then. */
 static SdEvent *
 event_of(const BusEntry *entry, const char **why)
@@ -194,8 +216,11 @@ event_of(const BusEntry *entry, const char **why)
 	{
 		SdPosition	commit;
 		const char *r = NULL;
+		SdEvent    *e = event_wire_in(entry->text.data, entry->text.len, true, &commit, &r);
 
-		ev = event_wire_in(entry->text.data, entry->text.len, true, &commit, &r);
+		if (e != NULL)
+			r = wrong_with(entry, e);
+		ev = r == NULL ? e : NULL;
 		reason = r;
 	}
 	PG_CATCH();
@@ -206,17 +231,6 @@ event_of(const BusEntry *entry, const char **why)
 		ev = NULL;
 	}
 	PG_END_TRY();
-	if (ev != NULL && (ev->channel_len != entry->channel.len ||
-					   memcmp(EVENT_CHANNEL(ev), entry->channel.data, entry->channel.len) != 0))
-	{
-		ev = NULL;
-		reason = "it is about another channel than it says";
-	}
-	if (ev != NULL && SD_BLOCK_HEADER + ev->size > (Size) subdispatch_event_queue_size * 1024)
-	{
-		ev = NULL;
-		reason = "it is larger than subdispatch.event_queue_size";
-	}
 	*why = reason;
 	return ev;
 }

@@ -75,8 +75,27 @@ is($of_a, $of_b, 'in the same order with the same ids on both');
 
 # Subscriptions of '*' see them, too, and NOTIFY stays where it is.
 like(results($b, 'star'), qr/^(?:[ab]\d+ ){1199}[ab]\d+$/, 'the star sees all channels');
+results($_, 's') foreach $a, $b;
 $a->safe_psql('postgres', "NOTIFY c, '\"plain\"'");
-is(join(' ', (split / /, results($a, 's'))[-1]), 'plain', 'plain NOTIFY arrives');
+is(results($a, 's'), 'plain', 'plain NOTIFY arrives');
+is(results($b, 's'), 'plain', 'on the other server, too');
+$b->safe_psql('postgres', "SELECT subdispatch.grant_channel('c', '-', 'subscribe')");
+$a->safe_psql('postgres', "NOTIFY c, '\"not there\"'; SELECT subdispatch.publish('c', '\"there\"')");
+is(results($a, 's'), 'not there there', 'that another server has grants is nothing to this one');
+like(results($b, 's'), qr/^(?:.* )?there$/, 'which it has');
+is($b->safe_psql('postgres', "SELECT bad_envelopes FROM subdispatch.stats"), '1', 'and has counted');
+$b->safe_psql('postgres', "SELECT subdispatch.revoke_channel('c', '-', 'subscribe')");
+
+# Changes of rows.
+foreach my $node ($a, $b)
+{
+	$node->safe_psql('postgres', "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric); CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('t')");
+	$node->safe_psql('postgres', "SELECT subdispatch.subscribe('t', id => 't')");
+}
+$a->safe_psql('postgres', "INSERT INTO t VALUES (1, 'x', 1.50); UPDATE t SET v = 'y'; DELETE FROM t");
+my $changes = results($a, 't');
+like($changes, qr/^\{"op": "INSERT".*"n": 1\.50.*"op": "UPDATE".*"op": "DELETE"/, 'row images arrive');
+is(results($b, 't'), $changes, 'and on the other server');
 
 # The settings that it needs.
 my ($out, $err) = try_sql($a, "SELECT subdispatch.publish('c', '1')");

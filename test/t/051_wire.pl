@@ -76,7 +76,7 @@ my %bad = (
 	'all channels' => [ $good =~ s/"channel":"c"/"channel":"*"/r, 'its channel is none that can be published on' ],
 	'a long channel' => [ $good =~ s/"channel":"c"/'"channel":"' . 'c' x 1025 . '"'/er, 'its channel is none that can be published on' ],
 	'a time before time' => [ $good =~ s/1700000000123456/-9223372036854775808/r, 'its timestamp is out of range' ],
-	'a notification' => [ $good =~ s/"source":"publish"/"source":"notify"/r, 'its source is not one that can be received' ],
+	'another source' => [ $good =~ s/"source":"publish"/"source":"rumour"/r, 'its source is not one that can be received' ],
 	'a change with data' => [ $good =~ s/"source":"publish"/"source":"change"/r, 'its source is not one that can be received' ],
 	'no LSN' => [ $good =~ s/16\/B374D848/16-B374D848/r, q(its commit's position is not one) ],
 	'a long LSN' => [ $good =~ s/16\/B374D848/16\/1B374D848/r, q(its commit's position is not one) ],
