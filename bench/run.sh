@@ -18,7 +18,7 @@ case $RUNS in '' | *[!0-9]* | 0*) die "RUNS is a whole number above 0, not \"$RU
 case $SECONDS_EACH in '' | *[!0-9.]*) die "SECONDS is a number of seconds, not \"$SECONDS_EACH\"" ;; esac
 
 make_base
-install_packages "${BUILD_PACKAGES[@]}" make python3 python3-psycopg redis-server libhiredis-dev libpq-dev
+install_packages "${BUILD_PACKAGES[@]}" make python3 python3-psycopg redis-server libpq-dev
 choose_user
 say "building subdispatch and the load generators"
 build build || { cat "$BASE/build/build.log" >&2; die "the build failed"; }

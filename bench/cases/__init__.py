@@ -1,6 +1,6 @@
 """The benchmarks, in the order in which they are run and shown."""
 
-from . import fanout, insert, latency, registry, rights, throughput
+from . import buses, fanout, insert, latency, registry, rights, throughput
 
 ALL = {benchmark.name: benchmark for benchmark in (
     fanout.Shared,
@@ -15,4 +15,8 @@ ALL = {benchmark.name: benchmark for benchmark in (
     throughput.Many,
     registry.Memory,
     registry.Calls,
+    buses.BusLatency,
+    buses.BusRate,
+    buses.BusInsert,
+    buses.BusBacklog,
 )}

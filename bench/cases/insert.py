@@ -29,6 +29,11 @@ BEGIN
     PERFORM pg_notify('bench', json_build_object('op', TG_OP, 'table', TG_TABLE_NAME, 'row', NEW)::text);
     RETURN NULL;
 END $$;
+CREATE OR REPLACE FUNCTION bench_publish() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM subdispatch.publish('bench', to_jsonb(NEW), TG_OP);
+    RETURN NULL;
+END $$;
 CREATE OR REPLACE FUNCTION bench_to_outbox() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO bench_outbox (payload) VALUES (json_build_object('op', TG_OP, 'table', TG_TABLE_NAME, 'row', NEW)::text);
@@ -36,15 +41,15 @@ BEGIN
 END $$;
 """
 
-#           series: (table, trigger's function, the consumer's way, subscriptions)
+#           series: (table, trigger's function, the consumer's way, subscriptions, pgbench's environment)
 VARIANTS = {
-    "no trigger": ("plain", None, None, 0),
-    "empty trigger": ("empty", "bench_nothing()", None, 0),
-    "publish_change, nobody subscribes": ("nobody", "subdispatch.publish_change('bench')", None, 0),
-    "publish_change, 1 subscription": ("one", "subdispatch.publish_change('bench')", "poll", 1),
-    "publish_change, 100 subscriptions": ("hundred", "subdispatch.publish_change('bench')", "poll_shared", 100),
-    "pg_notify, 1 listener": ("notify", "bench_notify()", "notify", 0),
-    "outbox table, polled": ("outbox", "bench_to_outbox()", "outbox", 0),
+    "no trigger": ("plain", None, None, 0, {}),
+    "empty trigger": ("empty", "bench_nothing()", None, 0, {}),
+    "publish_change, nobody subscribes": ("nobody", "subdispatch.publish_change('bench')", None, 0, {}),
+    "publish_change, 1 subscription": ("one", "subdispatch.publish_change('bench')", "poll", 1, {}),
+    "publish_change, 100 subscriptions": ("hundred", "subdispatch.publish_change('bench')", "poll_shared", 100, {}),
+    "pg_notify, 1 listener": ("notify", "bench_notify()", "notify", 0, {}),
+    "outbox table, polled": ("outbox", "bench_to_outbox()", "outbox", 0, {}),
 }
 
 
@@ -55,6 +60,7 @@ class Insert(Benchmark):
     metrics = [Metric("tps", "transactions/s", "higher", label="throughput"), Metric("p50", "ms", label="latency, median"),
                Metric("p99", "ms", label="latency, 99th percentile"),
                Metric("read", "of the rows", "higher", label="read by the end of the run")]
+    variants = VARIANTS
     series = list(VARIANTS)
     baseline = "empty trigger"
     log = False
@@ -66,7 +72,7 @@ class Insert(Benchmark):
         self.directory = os.environ["TMPDIR"]
 
     def run(self, x, series):
-        table, function, way, subscriptions = VARIANTS[series]
+        table, function, way, subscriptions, env = self.variants[series]
         server = self.server
         server.execute(TABLE.format(table=table))
         server.execute("TRUNCATE bench_outbox")
@@ -79,7 +85,7 @@ class Insert(Benchmark):
         server.place(self.placement)
         reader = server.start("drain", way, 1) if way else None
         try:
-            figures = self.pgbench(table)
+            figures = self.pgbench(table, env)
         finally:
             if reader:
                 reader.send_signal(signal.SIGTERM)
@@ -89,7 +95,7 @@ class Insert(Benchmark):
         server.end()
         return figures
 
-    def pgbench(self, table):
+    def pgbench(self, table, env):
         prefix = os.path.join(self.directory, "pgbench")
         script = prefix + ".sql"
         for old in glob.glob(prefix + "_log.*"):
@@ -97,7 +103,7 @@ class Insert(Benchmark):
         with open(script, "w", encoding="ascii") as f:
             f.write(SCRIPT.format(table=table))
         process = self.server.start("/usr/bin/env", "pgbench", "-n", "-M", "prepared", "-c", CLIENTS, "-j", 2, "-T", max(1, round(self.seconds)),
-                                    "-f", script, "-l", "--sampling-rate=0.1", "--log-prefix", prefix + "_log")
+                                    "-f", script, "-l", "--sampling-rate=0.1", "--log-prefix", prefix + "_log", env=env)
         output, _ = process.communicate()
         tps = re.search(r"^tps = ([0-9.]+)", output, re.M)
         if process.returncode != 0 or not tps:

@@ -16,7 +16,8 @@ IDLE = 99
 
 
 class Throughput(Benchmark):
-    metrics = [Metric("rate", "events/s", "higher", label="events from publisher to consumer")]
+    metrics = [Metric("rate", "events/s", "higher", label="events from publisher to consumer"),
+               Metric("cpu", "µs per event", label="processor time of all processes")]
     series = list(WAYS)
     baseline = "NOTIFY"
 
@@ -32,9 +33,9 @@ class Throughput(Benchmark):
         if way == "outbox":
             self.server.execute("TRUNCATE bench_outbox")
         self.server.place(place)
-        figures = self.server.run("stream", way, max(events // 50, per_transaction) if self.quick else events, per_transaction, 1, window)
+        figures = self.server.run_measured("stream", way, max(events // 50, per_transaction) if self.quick else events, per_transaction, 1, window)
         self.server.end()
-        return {"rate": figures["events_per_second"]}
+        return {"rate": figures["events_per_second"], "cpu": figures["cpu_seconds"] / figures["events"] * 1e6}
 
 
 class Single(Throughput):
@@ -122,7 +123,8 @@ class Many(Benchmark):
     name = "many"
     title = "100 subscriptions read by one consumer"
     what = "events published 100 per transaction, from the first sent to the last delivery read"
-    metrics = [Metric("rate", "deliveries/s", "higher", label="deliveries")]
+    metrics = [Metric("rate", "deliveries/s", "higher", label="deliveries"),
+               Metric("cpu", "µs per delivery", label="processor time of all processes")]
     series = ["poll", "poll_shared", "NOTIFY, 100 connections", "Redis pub/sub, 100 connections"]
     baseline = "NOTIFY, 100 connections"
     xs = [None]
@@ -137,9 +139,9 @@ class Many(Benchmark):
             self.server.subscribe(100)
         self.server.place("free")
         events = {"poll": 5000, "poll_shared": 20000}.get(way, 10000)
-        figures = self.server.run("stream", way, events // 20 if self.quick else events, 100, 100, 4)
+        figures = self.server.run_measured("stream", way, events // 20 if self.quick else events, 100, 100, 4)
         self.server.end()
-        return {"rate": figures["deliveries_per_second"]}
+        return {"rate": figures["deliveries_per_second"], "cpu": figures["cpu_seconds"] / figures["events"] / 100 * 1e6}
 
     def targets(self, result):
         return [

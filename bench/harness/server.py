@@ -52,17 +52,29 @@ class BenchError(Exception):
 
 
 class Server:
-    def __init__(self, bindir, source):
+    def __init__(self, bindir, source, directory=None):
         self.bindir = bindir
+        self.source = source
         self.programs = os.path.join(source, "bench", "src")
         self.here = os.path.join(source, "bench")
-        self.data = os.environ["PGDATA"]
+        self.directory = directory or os.environ["PGHOST"]
+        self.data = os.path.join(self.directory, "data")
         self.current = None
         self.client = ALL
         self.db = None
         self.redis = None
 
     # --- the server
+
+    def create(self):
+        """A server of its own in the directory, as bench/run.sh made the first one; configure() starts it."""
+        os.makedirs(self.directory, exist_ok=True)
+        subprocess.run([os.path.join(self.bindir, "initdb"), "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
+                        "--locale=C", "--no-sync", "--no-instructions"], check=True, stdout=subprocess.DEVNULL)
+        with open(os.path.join(self.source, "test", "subdispatch.conf"), encoding="utf-8") as f:
+            common = f.read()
+        with open(os.path.join(self.data, "postgresql.conf"), "a", encoding="utf-8") as f:
+            f.write(f"{common}\nunix_socket_directories = '{self.directory}'\nport = 65432\n")
 
     def configure(self, settings):
         """Restarts the server if it does not run with SETTINGS and these."""
@@ -71,18 +83,25 @@ class Server:
             return
         if self.db:
             self.db.close()
-        with open(os.path.join(self.data, "postgresql.auto.conf"), "w") as conf:
+        with open(os.path.join(self.data, "postgresql.auto.conf"), "w", encoding="utf-8") as conf:
             for name, value in wanted.items():
                 conf.write(f"{name} = '{value}'\n")
-        # Not this run's processes' placement, but everything's.
-        subprocess.run([os.path.join(self.bindir, "pg_ctl"), "-D", self.data, "-m", "fast", "-t", "120", "-w", "-l",
-                        os.path.join(os.path.dirname(self.data), "server.log"), "restart"],
+        started_before = os.path.exists(os.path.join(self.data, "postmaster.opts"))
+        subprocess.run([os.path.join(self.bindir, "pg_ctl"), "-D", self.data, *(["-m", "fast"] if started_before else []), "-t", "120", "-w",
+                        "-l", os.path.join(self.directory, "server.log"), "restart" if started_before else "start"],
                        check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.current = wanted
         self.db = self.connect()
 
+    def shut_down(self):
+        if self.db:
+            self.db.close()
+        subprocess.run([os.path.join(self.bindir, "pg_ctl"), "-D", self.data, "-m", "fast", "-t", "60", "stop"], check=False,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.current = self.db = None
+
     def connect(self, **options):
-        connection = psycopg.connect("", autocommit=True, prepare_threshold=None, **options)
+        connection = psycopg.connect(host=self.directory, autocommit=True, prepare_threshold=None, **options)
         connection.execute("SET client_min_messages = warning")
         return connection
 
@@ -147,33 +166,48 @@ class Server:
         for consumer in consumers or ("bench",):
             self.execute("SELECT subdispatch.close_consumer(%s)", [consumer])
 
-    # --- programs
+    # --- processes
+
+    def processes(self):
+        """The postmaster and its children; Redis' threads, if there is Redis."""
+        with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as f:
+            postmaster = int(f.readline())
+        with open(f"/proc/{postmaster}/task/{postmaster}/children", encoding="ascii") as f:
+            pids = [postmaster, *map(int, f.read().split())]
+        if self.redis:
+            pids += map(int, os.listdir(f"/proc/{self.redis.pid}/task"))
+        return pids
+
+    def cpu_seconds(self):
+        """Processor time of these, by process."""
+        times = {}
+        for pid in self.processes():
+            try:
+                with open(f"/proc/{pid}/schedstat", encoding="ascii") as f:
+                    times[pid] = int(f.read().split()[0]) / 1e9
+            except FileNotFoundError:
+                pass
+        return times
 
     def place(self, name):
         """Moves the server there, its backends and workers, those to come too, and what run() starts from now on."""
         client, server, dispatchers = PLACEMENTS[name]
         workers = {pid for (pid,) in self.execute("SELECT pid FROM subdispatch.workers WHERE kind = 'dispatcher' AND pid IS NOT NULL")}
         self.client = client
-        with open(os.path.join(self.data, "postmaster.pid")) as f:
-            postmaster = int(f.readline())
-        with open(f"/proc/{postmaster}/task/{postmaster}/children") as f:
-            children = [int(pid) for pid in f.read().split()]
-        if self.redis:
-            children += [int(tid) for tid in os.listdir(f"/proc/{self.redis.pid}/task")]
-        for pid in [postmaster, *children]:
+        for pid in self.processes():
             try:
                 os.sched_setaffinity(pid, dispatchers if pid in workers else server)
             except ProcessLookupError:
                 pass
 
-    def start(self, *command, cores=None):
+    def start(self, *command, cores=None, env=None):
         """A program of bench/src, or another one by its path, placed as place() says."""
         argv = [str(word) for word in command]
         if "/" not in argv[0]:
             argv[0] = os.path.join(self.programs, argv[0])
         cores = cores or self.client
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                                preexec_fn=lambda: os.sched_setaffinity(0, cores))
+                                env={**os.environ, **(env or {})}, preexec_fn=lambda: os.sched_setaffinity(0, cores))
 
     def finish(self, process, seconds=300):
         """What a program that was started printed: one line of JSON."""
@@ -187,8 +221,17 @@ class Server:
             raise BenchError(f"{' '.join(process.args)}: exit status {process.returncode}")
         return json.loads(output)
 
-    def run(self, *command, cores=None, seconds=300):
-        return self.finish(self.start(*command, cores=cores), seconds)
+    def run(self, *command, cores=None, seconds=300, env=None):
+        return self.finish(self.start(*command, cores=cores, env=env), seconds)
+
+    def run_measured(self, *command, env=None, others=()):
+        """run() of a program that tells its own and its backends' processor time, and adds that of these servers' others."""
+        before = [server.cpu_seconds() for server in (self, *others)]
+        figures = self.run(*command, env=env)
+        after = [server.cpu_seconds() for server in (self, *others)]
+        for old, new in zip(before, after):
+            figures["cpu_seconds"] += sum(time_ - old[pid] for pid, time_ in new.items() if pid in old)
+        return figures
 
     def python(self, script, *arguments, cores=None):
         """Debian's Python, which has Debian's psycopg."""

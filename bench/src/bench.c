@@ -57,15 +57,29 @@ ignore_notice(void *arg, const PGresult *result)
 	(void) result;
 }
 
-PGconn *
-db_connect(void)
+static PGconn *
+connect_to(const char *conninfo)
 {
-	PGconn	   *conn = PQconnectdb("");
+	PGconn	   *conn = PQconnectdb(conninfo);
 
 	if (PQstatus(conn) != CONNECTION_OK)
 		die("%s", PQerrorMessage(conn));
 	PQsetNoticeReceiver(conn, ignore_notice, NULL);
 	return conn;
+}
+
+PGconn *
+db_connect(void)
+{
+	return connect_to("");
+}
+
+PGconn *
+db_connect_consumer(void)
+{
+	const char *conninfo = getenv("BENCH_CONSUMER");
+
+	return connect_to(conninfo ? conninfo : "");
 }
 
 PGresult *
@@ -124,6 +138,29 @@ redis_connect(void)
 	if (redis == NULL || redis->err)
 		die("redis: %s", redis ? redis->errstr : "out of memory");
 	return redis;
+}
+
+int64_t
+own_cpu_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	return (int64_t) t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t
+backend_cpu_ns(PGconn *conn)
+{
+	char		path[64];
+	long long	ns;
+	FILE	   *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/schedstat", PQbackendPID(conn));
+	if ((file = fopen(path, "r")) == NULL || fscanf(file, "%lld", &ns) != 1)
+		die("%s could not be read", path);
+	fclose(file);
+	return ns;
 }
 
 void

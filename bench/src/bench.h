@@ -29,8 +29,12 @@ extern int64_t now_ns(void);
 extern void sleep_us(long us);
 extern long number_argument(const char *text, long least);
 
-/* A connection, and a statement of text parameters prepared in it. */
+/*
+ * A connection, and a statement of text parameters prepared in it.  Consumers
+ * connect to another server if BENCH_CONSUMER has a connection string.
+ */
 extern PGconn *db_connect(void);
+extern PGconn *db_connect_consumer(void);
 extern void db_prepare(PGconn *conn, const char *name, const char *sql);
 extern void db_do(PGconn *conn, const char *sql);
 
@@ -44,6 +48,10 @@ extern void db_end(PGconn *conn);
 
 /* A connection to the Redis server whose socket BENCH_REDIS names. */
 extern redisContext *redis_connect(void);
+
+/* Processor time so far, of this process and of a connection's backend. */
+extern int64_t own_cpu_ns(void);
+extern int64_t backend_cpu_ns(PGconn *conn);
 
 /* Waits until the socket can be read. */
 extern void wait_readable(int fd);

@@ -136,7 +136,7 @@ static void
 measure_database(const Way *way, int64_t *samples, long count)
 {
 	PGconn	   *publisher = db_connect();
-	PGconn	   *consumer = db_connect();
+	PGconn	   *consumer = db_connect_consumer();
 	char		data[DATA_SIZE];
 	const char *params[1] = {data};
 

@@ -176,7 +176,7 @@ open_database(Reader *reader, const char *statement, bool prepared)
 	reader->conns = allocate(reader->nconns, sizeof(*reader->conns));
 	for (long i = 0; i < reader->nconns; i++)
 	{
-		reader->conns[i] = db_connect();
+		reader->conns[i] = db_connect_consumer();
 		if (prepared)
 			db_prepare(reader->conns[i], "read", statement);
 		else
@@ -233,6 +233,16 @@ long
 reader_read(Reader *reader)
 {
 	return reader->read(reader);
+}
+
+int64_t
+reader_cpu_ns(Reader *reader)
+{
+	int64_t		sum = 0;
+
+	for (long i = 0; reader->conns != NULL && i < reader->nconns; i++)
+		sum += backend_cpu_ns(reader->conns[i]);
+	return sum;
 }
 
 void

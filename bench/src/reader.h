@@ -19,6 +19,9 @@ extern Reader *reader_open(const char *way, long connections);
 /* Reads what is there, waits at most a second for it; how many deliveries. */
 extern long reader_read(Reader *reader);
 
+/* Processor time so far of the backends that the reader is connected to. */
+extern int64_t reader_cpu_ns(Reader *reader);
+
 extern void reader_close(Reader *reader);
 
 #endif							/* READER_H */
