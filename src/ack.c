@@ -82,6 +82,8 @@ part_size(uint32 nrows, uint32 used)
 	return offsetof(SdBatchPart, rows) + nrows * sizeof(ReadRow) + used;
 }
 
+StaticAssertDecl(sizeof(ReadRow) == MAXALIGN(sizeof(ReadRow)), "strings must be aligned");
+
 static char *
 part_strings(SdBatchPart *part, uint32 nrows)
 {

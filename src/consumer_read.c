@@ -64,7 +64,7 @@ batch_full(Turn *t, SdSubscription *sub)
 static bool
 ids_fit(SdSubscription *sub)
 {
-	return read_batch->used + sub->id_len + 1 <= read_batch->max_bytes;
+	return read_batch->used + BATCH_TEXT_SIZE(sub->id_len) <= read_batch->max_bytes;
 }
 
 /*
@@ -79,7 +79,8 @@ join_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 	if (row == NULL || !row->shared || row->taken.body != entry->body ||
 		row->taken.event_id != entry->event_id || !ids_fit(sub))
 		return false;
-	(void) batch_put(sub->strings, sub->id_len);
+	(void) batch_put_text(sub->strings, sub->id_len);
+	row->ids_size = read_batch->used - row->id;
 	row->nids++;
 	stream_advance(stream, sub);
 	return true;
@@ -98,7 +99,8 @@ start_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 	row = &read_batch->rows[read_batch->nrows++];
 	memset(row, 0, sizeof(ReadRow));
 	row->taken = taken;
-	row->id = batch_put(sub->strings, sub->id_len);
+	row->id = batch_put_text(sub->strings, sub->id_len);
+	row->ids_size = read_batch->used - row->id;
 	row->nids = 1;
 	row->shared = true;
 	stream_advance(stream, sub);

@@ -30,6 +30,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/proc.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -51,7 +52,7 @@ reader_clear(void)
 		return;
 	while (read_batch->nrows > 0)
 		body_unref(read_batch->rows[--read_batch->nrows].taken.body);
-	read_batch->used = 1;
+	read_batch->used = BATCH_FIRST;
 }
 
 void
@@ -74,7 +75,7 @@ reader_batch(void)
 
 		made->rows = MemoryContextAlloc(TopMemoryContext, sizeof(ReadRow) * READ_ROWS);
 		made->buf = MemoryContextAlloc(TopMemoryContext, READ_BYTES);
-		made->used = 1;
+		made->used = BATCH_FIRST;
 		read_batch = made;
 	}
 	reader_release();
@@ -126,11 +127,13 @@ batch_add_row(SdSubscription *sub, const SdTaken *taken)
 
 	row->taken = *taken;
 	row->serial = sub->serial;
-	row->id = batch_put(sub->strings, sub->id_len);
+	row->id = batch_put_text(sub->strings, sub->id_len);
+	row->ids_size = read_batch->used - row->id;
 	row->connection = sub->connection ?
-		batch_put(sub->connection->name, sub->connection->namelen) : 0;
-	row->operation_id = batch_put(operation_id, sub->operation_id_len);
-	row->operation_json = batch_put(sub->strings + sub->operation_json, sub->operation_json_len);
+		batch_put_text(sub->connection->name, sub->connection->namelen) : 0;
+	row->operation_id = batch_put_text(operation_id, sub->operation_id_len);
+	row->operation_json = batch_put_bytes(sub->strings + sub->operation_json,
+										  sub->operation_json_len);
 	row->operation_json_len = sub->operation_json_len;
 	row->nids = 1;
 	row->shared = false;
@@ -278,5 +281,6 @@ reader_forget_ended(Oid owner, const ReadBatch *batch)
 {
 	for (uint32 i = 0; i < batch->nrows; i++)
 		if (batch->rows[i].taken.end != SD_END_NONE)
-			subscription_forget(owner, batch->buf + batch->rows[i].id, batch->rows[i].serial);
+			subscription_forget(owner, TextDatumGetCString(batch_text(batch, batch->rows[i].id)),
+								batch->rows[i].serial);
 }

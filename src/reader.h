@@ -20,12 +20,13 @@ typedef struct ReadRow
 {
 	SdTaken		taken;
 	uint64		serial;			/* of the subscription, for subscription_forget */
-	uint32		id;				/* offsets of strings in buf; see nids */
+	uint32		id;				/* offsets of text values in buf; see nids */
 	uint32		connection;		/* 0: NULL */
 	uint32		operation_id;
-	uint32		operation_json;
+	uint32		operation_json; /* bytes in buf */
 	uint32		operation_json_len;
 	uint32		nids;			/* poll_shared: so many ids follow one another at id */
+	uint32		ids_size;		/* bytes that these take, as an array's elements do */
 	bool		shared;			/* poll_shared: a row that more ids may join */
 	bool		omit_null_errors;	/* the setting, when it was read */
 } ReadRow;
@@ -37,12 +38,19 @@ typedef struct ReadBatch
 {
 	uint32		nrows;
 	uint32		max_rows;
-	uint32		used;			/* of buf; offset 0 is never a string */
+	uint32		used;			/* of buf, INTALIGNed; offset 0 is never anything */
 	uint32		max_bytes;		/* of buf */
 	uint64		number;			/* of what it is part of; 0: read at most once */
 	ReadRow    *rows;
-	char	   *buf;
+	char	   *buf;			/* MAXALIGNed */
 } ReadBatch;
+
+/* The text value, which can be used where it is. */
+static inline Datum
+batch_text(const ReadBatch *batch, uint32 offset)
+{
+	return PointerGetDatum(batch->buf + offset);
+}
 
 extern void reader_init(void);	/* transaction callbacks */
 extern ReadBatch *reader_batch(void);	/* this process's, empty */

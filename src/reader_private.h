@@ -36,14 +36,31 @@ extern bool reader_sleep(ConditionVariable *cv, TimestampTz deadline, TimestampT
 
 /* ---- filling the batch, under locks; there must be room ---- */
 
+#define BATCH_FIRST				sizeof(int32)
+#define BATCH_TEXT_SIZE(len)	INTALIGN(VARHDRSZ + (Size) (len))
+
+/* A text value; what aligns the next one is zero, as it is in arrays. */
 static inline uint32
-batch_put(const char *s, Size len)
+batch_put_text(const char *s, Size len)
+{
+	uint32		at = read_batch->used;
+	char	   *text = read_batch->buf + at;
+	Size		size = BATCH_TEXT_SIZE(len);
+
+	memset(text + size - sizeof(int32), 0, sizeof(int32));
+	SET_VARSIZE(text, VARHDRSZ + len);
+	memcpy(VARDATA(text), s, len);
+	read_batch->used += size;
+	return at;
+}
+
+static inline uint32
+batch_put_bytes(const char *s, Size len)
 {
 	uint32		at = read_batch->used;
 
 	memcpy(read_batch->buf + at, s, len);
-	read_batch->buf[at + len] = '\0';
-	read_batch->used += len + 1;
+	read_batch->used += INTALIGN(len);
 	return at;
 }
 
@@ -51,10 +68,11 @@ batch_put(const char *s, Size len)
 static inline bool
 batch_has_room(const SdSubscription *sub)
 {
-	Size		need = (Size) sub->id_len + 1 + 2 * ((Size) sub->operation_json_len + 1);
+	Size		need = BATCH_TEXT_SIZE(sub->id_len) + BATCH_TEXT_SIZE(sub->operation_id_len) +
+		INTALIGN(sub->operation_json_len);
 
 	if (sub->connection)
-		need += sub->connection->namelen + 1;
+		need += BATCH_TEXT_SIZE(sub->connection->namelen);
 	return read_batch->nrows < read_batch->max_rows &&
 		read_batch->used + need <= read_batch->max_bytes;
 }

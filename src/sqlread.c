@@ -18,7 +18,6 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "reader.h"
@@ -99,6 +98,14 @@ make_payload(const ReadRow *row, size_t *len)
 	return buf.data;
 }
 
+/* Frees it if it was put together. */
+static void
+free_payload(const ReadRow *row, const char *payload)
+{
+	if (payload && (row->taken.body == NULL || payload != row->taken.body->data))
+		pfree(unconstify(char *, payload));
+}
+
 /* The whole message, in memory of its exact size. */
 static text *
 make_message(const ReadBatch *batch, const ReadRow *row)
@@ -114,8 +121,7 @@ make_message(const ReadBatch *batch, const ReadRow *row)
 							  row->operation_json_len, payload, payload_len));
 	Assert(buf.data == VARDATA(result) && buf.len == size);
 	SET_VARSIZE(result, VARHDRSZ + size);
-	if (payload && (row->taken.body == NULL || payload != row->taken.body->data))
-		pfree(unconstify(char *, payload));
+	free_payload(row, payload);
 	return result;
 }
 
@@ -233,22 +239,16 @@ get_poll_args(FunctionCallInfo fcinfo, bool shared, ReadPoll *poll, TimestampTz 
 		refuse_in_resolver("a read that waits");
 }
 
-static Datum
-text_at(const ReadBatch *batch, uint32 offset)
-{
-	return CStringGetTextDatum(batch->buf + offset);
-}
-
 static void
 put_poll_row(ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row)
 {
 	Datum		values[7];
 	bool		nulls[7] = {false};
 
-	values[0] = text_at(batch, row->id);
+	values[0] = batch_text(batch, row->id);
 	nulls[1] = row->connection == 0;
-	values[1] = nulls[1] ? (Datum) 0 : text_at(batch, row->connection);
-	values[2] = text_at(batch, row->operation_id);
+	values[1] = batch_text(batch, row->connection);
+	values[2] = batch_text(batch, row->operation_id);
 	nulls[3] = row->taken.event_id == 0;
 	values[3] = Int64GetDatum((int64) row->taken.event_id);
 	nulls[4] = row->taken.loss.unknown;
@@ -257,21 +257,24 @@ put_poll_row(ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row)
 	nulls[6] = batch->number == 0;
 	values[6] = Int64GetDatum((int64) batch->number);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	pfree(DatumGetPointer(values[5]));
 }
 
-/* The ids of a row stand one after the other in the batch. */
-static Datum
+/* The ids of a row stand in the batch as they do in an array. */
+static ArrayType *
 id_array(const ReadBatch *batch, const ReadRow *row)
 {
-	Datum	   *ids = palloc(sizeof(Datum) * row->nids);
-	const char *at = batch->buf + row->id;
+	Size		size = ARR_OVERHEAD_NONULLS(1) + row->ids_size;
+	ArrayType  *array = palloc(size);
 
-	for (uint32 i = 0; i < row->nids; i++)
-	{
-		ids[i] = CStringGetTextDatum(at);
-		at += strlen(at) + 1;
-	}
-	return PointerGetDatum(construct_array(ids, row->nids, TEXTOID, -1, false, TYPALIGN_INT));
+	memset(array, 0, ARR_OVERHEAD_NONULLS(1));
+	SET_VARSIZE(array, size);
+	array->ndim = 1;
+	array->elemtype = TEXTOID;
+	ARR_DIMS(array)[0] = row->nids;
+	ARR_LBOUND(array)[0] = 1;
+	memcpy(ARR_DATA_PTR(array), batch->buf + row->id, row->ids_size);
+	return array;
 }
 
 static void
@@ -281,36 +284,31 @@ put_shared_row(ReturnSetInfo *rsinfo, const ReadBatch *batch, const ReadRow *row
 	bool		nulls[5] = {false};
 	size_t		len = 0;
 	const char *payload = make_payload(row, &len);
+	ArrayType  *ids = id_array(batch, row);
+	text	   *type = cstring_to_text(message_type(&row->taken));
+	text	   *copy = payload ? cstring_to_text_with_len(payload, len) : NULL;
 
-	values[0] = id_array(batch, row);
-	values[1] = CStringGetTextDatum(message_type(&row->taken));
+	values[0] = PointerGetDatum(ids);
+	values[1] = PointerGetDatum(type);
 	nulls[2] = row->taken.event_id == 0;
 	values[2] = Int64GetDatum((int64) row->taken.event_id);
-	nulls[3] = payload == NULL;
-	values[3] = payload ? PointerGetDatum(cstring_to_text_with_len(payload, len)) : (Datum) 0;
+	nulls[3] = copy == NULL;
+	values[3] = PointerGetDatum(copy);
 	nulls[4] = batch->number == 0;
 	values[4] = Int64GetDatum((int64) batch->number);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	pfree(ids);
+	pfree(type);
+	if (copy)
+		pfree(copy);
+	free_payload(row, payload);
 }
 
-/* Turns the batch into rows. */
 static void
 put_batch(ReturnSetInfo *rsinfo, const ReadBatch *batch, PutRow put)
 {
-	static MemoryContext row_context = NULL;
-	MemoryContext old;
-
-	if (row_context == NULL)
-		row_context = AllocSetContextCreate(TopMemoryContext, "subdispatch row",
-											ALLOCSET_DEFAULT_SIZES);
-	MemoryContextReset(row_context);
 	for (uint32 i = 0; i < batch->nrows; i++)
-	{
-		old = MemoryContextSwitchTo(row_context);
 		put(rsinfo, batch, &batch->rows[i]);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(row_context);
-	}
 }
 
 /* The batch that is outstanding, as it was given before. */
