@@ -373,6 +373,7 @@ take_turn(ReadPoll *poll, bool *no_memory, AckNumbers *numbers)
 		LWLockRelease(&t.consumer->reading);
 	}
 	LWLockRelease(&sd_shared->registry_lock);
+	trash_empty();
 	if (t.consumer == NULL)
 		reader_no_such("consumer", poll->consumer);
 	return what;

@@ -130,12 +130,25 @@ stream_attach(SdStream *stream, SdSubscription *sub)
 	sub->limited_from = stream->limited;
 }
 
+/* Nobody is left who waits for what is in the ring. */
+static void
+discard_ring(SdStream *stream)
+{
+	trash_ring(stream->ring, stream->ring_size, stream->tail, stream->head);
+	stream->ring = NULL;
+	stream->ring_size = 0;
+	stream->tail = stream->head;
+}
+
 static void
 leave_ring(SdStream *stream, SdSubscription *sub)
 {
 	Assert(sub->attached);
-	for (uint64 n = Max(sub->cursor, stream->tail); n < stream->head; n++)
-		pass(stream, n);
+	if (stream->nattached == 1)
+		discard_ring(stream);
+	else
+		for (uint64 n = Max(sub->cursor, stream->tail); n < stream->head; n++)
+			pass(stream, n);
 	sub->attached = false;
 	if (sub->overflow != SD_DROP_OLDEST)
 	{
@@ -155,9 +168,7 @@ free_private_queue(SdSubscription *sub)
 {
 	if (sub->queue == NULL)
 		return;
-	for (uint32 i = sub->queue->next; i < sub->queue->n; i++)
-		entry_drop(&sub->queue->entries[i]);
-	sd_free(sub->queue);
+	trash_queue(sub->queue);
 	sub->queue = NULL;
 }
 

@@ -161,24 +161,34 @@ subscription_destroy(SdSubscription *sub)
 	sd_free(sub);
 }
 
+/* One that has ended in its stream only so far, or NULL. */
+static SdSubscription *
+any_ending(SdStream *stream)
+{
+	SdSubscription *sub = NULL;
+
+	LWLockAcquire(&stream->lock, LW_SHARED);
+	if (stream->strict && !dlist_is_empty(&stream->strict->ending))
+		sub = dlist_head_element(SdSubscription, strict_node, &stream->strict->ending);
+	LWLockRelease(&stream->lock);
+	return sub;
+}
+
 void
 subscription_finish_ends(SdStream *stream)
 {
-	registry_lock_exclusive();
-	for (;;)
-	{
-		SdSubscription *sub = NULL;
+	SdSubscription *sub;
 
-		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-		if (stream->strict && !dlist_is_empty(&stream->strict->ending))
-			sub = dlist_head_element(SdSubscription, strict_node, &stream->strict->ending);
-		LWLockRelease(&stream->lock);
-		if (sub == NULL)
-			break;
-		structural_end(sub);
-		announce_end(sub);
-	}
-	registry_unlock();
+	do
+	{
+		registry_lock_exclusive();
+		for (int i = 0; i < ENDS_PER_LOCK && (sub = any_ending(stream)) != NULL; i++)
+		{
+			structural_end(sub);
+			announce_end(sub);
+		}
+		registry_unlock();
+	} while (sub != NULL);
 }
 
 /* One live subscription of the link, or NULL.  The stream's lock held. */
@@ -215,13 +225,18 @@ any_of_stream(SdStream *stream)
 void
 subscription_end_stream(SdStream *stream, SdEnd end)
 {
-	SdSubscription *sub;
+	SdSubscription *sub = NULL;
 
 	do
 	{
 		registry_lock_exclusive();
-		for (int i = 0; i < ENDS_PER_LOCK && (sub = any_of_stream(stream)) != NULL; i++)
+		for (int i = 0; i < ENDS_PER_LOCK && !trash_is_full(); i++)
+		{
+			sub = any_of_stream(stream);
+			if (sub == NULL)
+				break;
 			subscription_end_one(sub, end);
+		}
 		registry_unlock();
 	} while (sub != NULL);
 }
@@ -316,7 +331,7 @@ disconnect_some(Oid owner, const char *name, const char *consumer, bool *more)
 
 			if (consumer && (sub->consumer == NULL || strcmp(sub->consumer->name, consumer) != 0))
 				continue;
-			if (seen++ == ENDS_PER_LOCK)
+			if (seen++ == ENDS_PER_LOCK || trash_is_full())
 			{
 				*more = true;
 				break;
@@ -380,7 +395,7 @@ empty_some(Oid owner, const char *name, bool drop, bool *more)
 	consumer = registry_find_consumer(MyDatabaseId, owner, name);
 	if (consumer)
 	{
-		for (int i = 0; i < ENDS_PER_LOCK; i++)
+		for (int i = 0; i < ENDS_PER_LOCK && !trash_is_full(); i++)
 		{
 			SdSubscription *sub = any_of_consumer(consumer);
 

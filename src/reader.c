@@ -63,6 +63,7 @@ reader_release(void)
 	pinned = NULL;
 	reader_clear();
 	ack_release();
+	trash_empty();
 }
 
 ReadBatch *
@@ -214,6 +215,7 @@ look_at(Oid owner, const char *id, int max, ConditionVariable **cv, TimestampTz 
 		pg_atomic_write_u64(&sub->seen_version, pg_atomic_read_u64(&stream->version));
 	LWLockRelease(&stream->lock);
 	LWLockRelease(lock);
+	trash_empty();
 	return look;
 }
 

@@ -75,6 +75,7 @@ void
 registry_unlock(void)
 {
 	LWLockRelease(&sd_shared->registry_lock);
+	trash_empty();
 }
 
 /* ---- the equality index of a channel ---- */

@@ -33,6 +33,8 @@
 #include "stream_private.h"
 #include "subscription.h"
 
+#define STRICT_PER_LOCK		256 /* looked at while the stream's lock is held */
+#define COPIES_PER_LOCK		512 /* entries copied meanwhile */
 #define RING_FIRST_SIZE		4
 #define RING_KEEP_SIZE		64	/* a larger one is freed when it gets empty */
 
@@ -181,7 +183,7 @@ stream_unpin(SdStream *stream)
 void
 entry_drop(SdEntry *entry)
 {
-	body_unref(entry->body);
+	trash_body(entry->body);
 	entry->body = NULL;
 }
 
@@ -246,41 +248,90 @@ stream_bytes_before(SdStream *stream, uint64 n)
 }
 
 /*
- * A response of len bytes is about to be stored: detaches the strict
- * subscriptions for which that is one too many, and finds the new limits.
+ * A response of len bytes is about to be stored: the subscription is detached
+ * if that is one too many for it, or else lowers the limits.  Returns how many
+ * entries had to be copied.
+ */
+static uint64
+settle_strict(SdStream *stream, SdSubscription *sub, Size len)
+{
+	uint64		pending = stream->head - sub->cursor;
+	uint64		bytes = stream->bytes - stream_bytes_before(stream, sub->cursor);
+
+	if (pending < sub->max_pending && (pending == 0 || bytes + len <= sub->max_pending_bytes))
+	{
+		cursor_lower_limits(stream, sub);
+		return 0;
+	}
+	if (sub->overflow == SD_OVERFLOW_ERROR)
+	{
+		/* Its last message tells of this one, as the reason. */
+		sub->dropped++;
+		stream_count_dropped(stream, 1);
+		stream_end_locked(stream, sub, SD_END_OVERFLOW);
+	}
+	else
+	{
+		cursor_detach(stream, sub);
+		stream->ndetached++;
+	}
+	return pending;
+}
+
+/*
+ * Some of the strict subscriptions, from the head of their list, which go to
+ * its tail; *left are still to be seen to.  Caller holds the stream's lock.
+ */
+static void
+settle_some(SdStream *stream, Size len, uint32 *left)
+{
+	dlist_head *attached = &stream->strict->attached;
+	uint64		copied = 0;
+
+	for (int i = 0; i < STRICT_PER_LOCK && copied < COPIES_PER_LOCK; i++)
+	{
+		dlist_node *node;
+
+		if (*left == 0 || dlist_is_empty(attached))
+		{
+			*left = 0;
+			return;
+		}
+		node = dlist_pop_head_node(attached);
+		dlist_push_tail(attached, node);
+		copied += settle_strict(stream, dlist_container(SdSubscription, strict_node, node), len);
+		(*left)--;
+	}
+}
+
+/*
+ * Detaches the strict subscriptions for which a response of len bytes is one too
+ * many, and finds the new limits.  There may be very many, so the lock is let
+ * go in between: only we move the head, so those seen to stay as they are or
+ * have less pending, and whoever joins has nothing.  Those that go, or join,
+ * make us see some twice, but nobody not at all.
  */
 static void
 overflow_strict(SdStream *stream, Size len)
 {
 	SdStrict   *strict = stream->strict;
-	dlist_mutable_iter iter;
+	uint32		left = 0;
+	bool		begun = false;
 
-	if (strict == NULL || strict->n == 0 ||
-		(stream->head < strict->limit && stream->bytes + len <= strict->limit_bytes))
-		return;
-	cursor_no_limits(strict);
-	dlist_foreach_modify(iter, &strict->attached)
+	if (strict == NULL)
+		return;					/* read without the lock: whoever joins has nothing */
+	do
 	{
-		SdSubscription *sub = dlist_container(SdSubscription, strict_node, iter.cur);
-		uint64		pending = stream->head - sub->cursor;
-		uint64		bytes = stream->bytes - stream_bytes_before(stream, sub->cursor);
-
-		if (pending < sub->max_pending &&
-			(pending == 0 || bytes + len <= sub->max_pending_bytes))
-			cursor_lower_limits(stream, sub);
-		else if (sub->overflow == SD_OVERFLOW_ERROR)
+		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+		if (!begun && (stream->head >= strict->limit || stream->bytes + len > strict->limit_bytes))
 		{
-			/* Its last message tells of this one, as the reason. */
-			sub->dropped++;
-			stream_count_dropped(stream, 1);
-			stream_end_locked(stream, sub, SD_END_OVERFLOW);
+			left = strict->n;
+			cursor_no_limits(strict);
 		}
-		else
-		{
-			cursor_detach(stream, sub);
-			stream->ndetached++;
-		}
-	}
+		begun = true;
+		settle_some(stream, len, &left);
+		LWLockRelease(&stream->lock);
+	} while (left > 0);
 }
 
 /* ---- writing ---- */
@@ -345,16 +396,21 @@ make_readable(SdStream *stream)
 	}
 }
 
-/* False if that event was seen to before: the batch is run again. */
+/* Was the event seen to before?  Then the batch is run again. */
+static bool
+is_done(SdStream *stream, uint64 event_id)
+{
+	return event_id != 0 && event_id <= stream->last_event_id;
+}
+
+/* False if that event was seen to before. */
 static bool
 advance_progress(SdStream *stream, uint64 event_id)
 {
+	if (is_done(stream, event_id))
+		return false;
 	if (event_id != 0)
-	{
-		if (event_id <= stream->last_event_id)
-			return false;
 		stream->last_event_id = event_id;
-	}
 	return true;
 }
 
@@ -400,18 +456,17 @@ stream_append(SdStream *stream, uint64 event_id, SdBody *body)
 {
 	bool		ending;
 
-	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-	if (!advance_progress(stream, event_id))
-	{
-		LWLockRelease(&stream->lock);
+	if (is_done(stream, event_id))
 		return;
-	}
 	overflow_strict(stream, body ? body->len : 0);
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	(void) advance_progress(stream, event_id);
 	push(stream, event_id, body);
 	make_readable(stream);
 	ending = stream->strict && !dlist_is_empty(&stream->strict->ending);
 	LWLockRelease(&stream->lock);
 	sd_wake(stream);
+	trash_empty();
 
 	if (ending)
 		subscription_finish_ends(stream);

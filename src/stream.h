@@ -519,6 +519,13 @@ extern bool stream_drained(SdStream *stream, SdSubscription *sub);
 extern const SdEntry *stream_shared_entry(SdStream *stream, SdSubscription *sub);
 extern void stream_advance(SdStream *stream, SdSubscription *sub);
 
+/*
+ * Frees what was given up under locks since the last call; caller holds none.
+ * Full: not much more of that can be put off.
+ */
+extern void trash_empty(void);
+extern bool trash_is_full(void);
+
 /* For the views. */
 extern uint64 stream_pending(SdStream *stream, SdSubscription *sub);
 extern uint64 stream_dropped(SdStream *stream, SdSubscription *sub);

@@ -23,6 +23,12 @@ extern void stream_trim(SdStream *stream);
 /* Payload bytes stored before entry number n. */
 extern uint64 stream_bytes_before(SdStream *stream, uint64 n);
 
+/* ---- trash.c; see trash_empty() in stream.h ---- */
+
+extern void trash_body(SdBody *body);	/* a reference */
+extern void trash_ring(SdEntry *ring, uint32 size, uint64 from, uint64 to);
+extern void trash_queue(SdPrivateQueue *queue);
+
 /* ---- cursor.c ---- */
 
 extern void stream_count_dropped(SdStream *stream, uint64 n);

@@ -38,6 +38,7 @@
  *	  payload.c       who shares a call, and the payload that comes of it
  *	  response.c      the bytes of a message
  *	  stream.c        response streams: entries, who is woken
+ *	  trash.c         freeing what was given up under locks
  *	  gaps.c          telling streams that something is missing
  *	  cursor.c        a reader's place in a stream, overflow, losses
  *	  reader.c        reading and waiting (consumer_read.c: a consumer's turns,

@@ -198,7 +198,7 @@ subscription_purge_database(Oid dboid)
 		uint32		end = Min(b + BUCKETS_PER_LOCK, table->mask + 1);
 
 		registry_lock_exclusive();
-		for (int n = 0; n < ENDS_PER_LOCK && b < end;)
+		for (int n = 0; n < ENDS_PER_LOCK && b < end && !trash_is_full();)
 		{
 			SdSubscription *sub = first_of_database(b, dboid);
 

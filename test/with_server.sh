@@ -1,5 +1,5 @@
 #!/bin/bash
-# with_server.sh [-a] [-c SETTING=VALUE]… CMD…
+# with_server.sh [-a] [-m VARIABLE=VALUE]… [-c SETTING=VALUE]… CMD…
 #
 # Builds the extension, starts a throw-away server that preloads it, and runs CMD there: in a copy of the checkout, as an
 # unprivileged user (PGHOST, PGPORT, PGUSER and PGDATABASE are set, PostgreSQL's programs are in the PATH). For example
@@ -9,17 +9,18 @@
 #   test/with_server.sh -a prove -v test/t/001_name.pl
 #   test/with_server.sh -c fsync=on -c subdispatch.dispatchers=4 pgbench -i
 #
-# -a builds with assertions. KEEP=1 in the environment keeps the directory with the build, the logs and the data.
+# -a builds with assertions, -m gives make a variable. KEEP=1 in the environment keeps the directory with the build, the logs and the data.
 set -euo pipefail
 # shellcheck source=test/lib/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/env.sh"
 
 settings=()
 flags=()
-while getopts ac: opt; do
+while getopts ac:m: opt; do
 	case $opt in
-	a) flags=(PG_CFLAGS=-DUSE_ASSERT_CHECKING) ;;
+	a) flags+=(PG_CFLAGS=-DUSE_ASSERT_CHECKING) ;;
 	c) settings+=("$OPTARG") ;;
+	m) flags+=("$OPTARG") ;;
 	*) exit 2 ;;
 	esac
 done
