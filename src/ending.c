@@ -27,7 +27,7 @@
 #include "ack.h"
 #include "registry.h"
 
-#define ENDS_PER_LOCK	32		/* keeps the lock's hold time short */
+#define ENDS_PER_LOCK	16		/* keeps the lock's hold time short */
 
 /* ---- the end of a subscription ---- */
 

@@ -23,8 +23,8 @@
 #include "history.h"
 #include "registry.h"
 
-#define BUCKETS_PER_LOCK	128
-#define ENDS_PER_LOCK		32
+#define BUCKETS_PER_LOCK	64
+#define ENDS_PER_LOCK		16
 #define OVER_MAX			16	/* found in one piece; more are found next time */
 #define SLICE_TIME			200 /* us */
 #define SLICE_PAUSE			(SD_SECOND / 100)	/* between slices of a round */

@@ -23,7 +23,7 @@
 #include "walk.h"
 
 /* Bounds of one lot; the buffers grow if a single chain needs more. */
-#define LOT_ROWS		32
+#define LOT_ROWS		16
 #define LOT_BYTES		(64 * 1024)
 #define LOT_BUCKETS		64
 
