@@ -33,7 +33,8 @@ run_job 0 /usr/bin/python3 -u -B "$SRC/bench/suite.py" --bindir "$BINDIR" --sour
 	--commit "$(git -C "$TOP" describe --always --dirty 2>/dev/null || true)" || rc=$?
 stop_server || [ $rc -ne 0 ] || rc=1
 if [ -z "${QUICK:-}" ]; then
-	cp --no-preserve=all "$BASE/results"/* "$TOP/bench/results/"
+	mkdir -p "$TOP/bench/results"
+	find "$BASE/results" -type f -exec cp --no-preserve=all {} "$TOP/bench/results/" \;
 	chown -R --reference="$TOP" "$TOP/bench/results"
 	say "results are in bench/results"
 fi

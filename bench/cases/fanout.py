@@ -3,7 +3,7 @@
 from harness.server import SECOND, BenchError
 from harness.suite import Benchmark, Metric
 
-from .common import DISPATCH, MILLION, RESOLVER, dispatch_time
+from .common import DISPATCH, DISPATCH_METRIC, MILLION, RESOLVER, dispatch_time
 
 
 PYTHON = {"Python: once, an envelope each": "once", "Python: resolver and json.dumps each": "each"}
@@ -20,7 +20,7 @@ class Shared(Benchmark):
     name = "fanout"
     title = "One event to N subscriptions, PL/Python resolver"
     what = "time from taking an event to all its responses being readable"
-    metrics = [Metric("time", "µs per event", label="time until all can read")]
+    metrics = [Metric("time", "µs per event", label="time until all can read"), DISPATCH_METRIC]
     placement = "apart"
     xs = [1, 100, 10000, 100000]
     quick_xs = [1, 100]
@@ -38,12 +38,12 @@ class Shared(Benchmark):
         if series == "subdispatch":
             self.server.subscribe(x, resolver="bench_resolver", max_pending=10)
             self.server.place(self.placement)
-            time, _ = dispatch_time(self.server, "bench", events)
+            time, cpu, _ = dispatch_time(self.server, "bench", events)
             self.server.end()
         else:
             self.server.place(self.placement)
-            time = python_time(self.server, PYTHON[series], x, events)
-        return {"time": time}
+            time, cpu = python_time(self.server, PYTHON[series], x, events), None
+        return {"time": time, "cpu": cpu}
 
     def targets(self, result):
         n100, n10k, n100k = (result.median(x, "subdispatch") for x in (100, 10000, 100000))
@@ -60,7 +60,7 @@ class Own(Benchmark):
     name = "own_streams"
     title = "One event to N subscriptions, a response stream for each"
     what = "time from taking an event to all its responses being readable, for each subscription"
-    metrics = [Metric("each", "µs per event and subscription", label="time until all can read"), Metric("time", "µs per event")]
+    metrics = [Metric("each", "µs per event and subscription", label="time until all can read"), Metric("time", "µs per event", label="the same for all"), DISPATCH_METRIC]
     placement = "apart"
     xs = [1, 100, 1000, 10000, 100000]
     quick_xs = [1, 100]
@@ -78,14 +78,14 @@ class Own(Benchmark):
         if series == "subdispatch":
             self.server.subscribe(x, identity="i::text")
             self.server.place(self.placement)
-            time, stats = dispatch_time(self.server, "bench", events, warm=2)
+            time, cpu, stats = dispatch_time(self.server, "bench", events, warm=2)
             if stats["responses_queued"] != events * x:
                 raise BenchError(f"{stats['responses_queued']} responses, not {events * x}")
             self.server.end()
         else:
             self.server.place(self.placement)
-            time = python_time(self.server, "each", x, events)
-        return {"each": time / x, "time": time}
+            time, cpu = python_time(self.server, "each", x, events), None
+        return {"each": time / x, "time": time, "cpu": cpu}
 
     def targets(self, result):
         return [result.at_most(f"at N={x:,} at most 0.2 µs each", result.median(x, "subdispatch", "each"), 0.2, " µs")
@@ -98,7 +98,7 @@ class Filters(Benchmark):
     name = "filters"
     title = "One event, N subscriptions with an equality filter each, one matches"
     what = "time from taking an event to its response being readable"
-    metrics = [Metric("time", "µs per event", label="time until it can be read")]
+    metrics = [Metric("time", "µs per event", label="time until it can be read"), DISPATCH_METRIC]
     settings = MILLION
     placement = "apart"
     xs = [1, 1000000]
@@ -116,10 +116,10 @@ class Filters(Benchmark):
 
     def run(self, x, series):
         events = 50 if self.quick else 1000
-        time, stats = dispatch_time(self.server, f"bench{x}", events, customers=x)
+        time, cpu, stats = dispatch_time(self.server, f"bench{x}", events, customers=x)
         if stats["responses_queued"] != events:
             raise BenchError(f"{stats['responses_queued']} responses, not {events}")
-        return {"time": time}
+        return {"time": time, "cpu": cpu}
 
     def teardown(self):
         self.server.end(*(f"bench{x}" for x in self.xs))

@@ -1,6 +1,9 @@
 """Row-level security: what an event costs where every subscription may see something else."""
 
+from harness.server import BenchError
 from harness.suite import Benchmark, Metric
+
+from .common import DISPATCH_METRIC, measure_dispatch
 
 SETUP = """
 DROP TABLE IF EXISTS bench_rows, bench_members;
@@ -45,7 +48,7 @@ class RowSecurity(Benchmark):
     name = "row_security"
     title = "One change of a table with row-level security, an identity for each subscription"
     what = "time of dispatching an UPDATE (policies on both images); half of the subscriptions may see it; policies by"
-    metrics = [Metric("time", "µs per change", label="time until all can read")]
+    metrics = [Metric("time", "µs per change", label="time until all can read"), DISPATCH_METRIC]
     placement = "apart"
     xs = [1, 10, 100, 1000]
     quick_xs = [1, 10]
@@ -67,14 +70,12 @@ class RowSecurity(Benchmark):
                          identity="'1'" if series == SHARED else "i::text")
         server.place(self.placement)
         server.execute("CALL bench_updates(5)")
-        server.execute("SELECT subdispatch.reset_stats()")
-        server.execute("CALL bench_updates(%s)", [events])
-        stats = server.stats()
+        time, cpu, stats = measure_dispatch(server, lambda: server.execute("CALL bench_updates(%s)", [events]), events)
         server.end()
         expected = events * (1 if series == SHARED else (x + 1) // 2)
         if stats["responses_queued"] != expected:
-            raise RuntimeError(f"{stats['responses_queued']} responses, not {expected}")
-        return {"time": float(stats["dispatch_time_us"]) / events}
+            raise BenchError(f"{stats['responses_queued']} responses, not {expected}")
+        return {"time": time, "cpu": cpu}
 
     def teardown(self):
         self.server.execute("DROP TABLE IF EXISTS bench_rows, bench_members")

@@ -178,10 +178,10 @@ class Server:
             pids += map(int, os.listdir(f"/proc/{self.redis.pid}/task"))
         return pids
 
-    def cpu_seconds(self):
+    def cpu_seconds(self, pids=None):
         """Processor time of these, by process."""
         times = {}
-        for pid in self.processes():
+        for pid in self.processes() if pids is None else pids:
             try:
                 with open(f"/proc/{pid}/schedstat", encoding="ascii") as f:
                     times[pid] = int(f.read().split()[0]) / 1e9
@@ -189,10 +189,13 @@ class Server:
                 pass
         return times
 
+    def dispatchers(self):
+        return [pid for (pid,) in self.execute("SELECT pid FROM subdispatch.workers WHERE kind = 'dispatcher' AND pid IS NOT NULL")]
+
     def place(self, name):
         """Moves the server there, its backends and workers, those to come too, and what run() starts from now on."""
         client, server, dispatchers = PLACEMENTS[name]
-        workers = {pid for (pid,) in self.execute("SELECT pid FROM subdispatch.workers WHERE kind = 'dispatcher' AND pid IS NOT NULL")}
+        workers = self.dispatchers()
         self.client = client
         for pid in self.processes():
             try:
