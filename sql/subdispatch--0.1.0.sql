@@ -267,6 +267,8 @@ RETURNS TABLE (
   bus_repeated pg_catalog.int8,
   bus_gaps pg_catalog.int8,
   bus_connections pg_catalog.int8,
+  replay_waits pg_catalog.int8,
+  replay_timeouts pg_catalog.int8,
   resolver_calls pg_catalog.int8,
   resolver_errors pg_catalog.int8,
   resolver_timeouts pg_catalog.int8,

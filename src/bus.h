@@ -36,7 +36,8 @@ extern void bus_take_ticket(SdDatabase *db, TransactionId xid);
 extern void bus_give_back_ticket(SdDatabase *db);
 
 /* Links blocks (dlist of SdBlock by node); cannot fail.  Wakes dispatchers. */
-extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events);
+extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events,
+					 const SdPosition *commit);
 
 /*
  * An id above all that were given by now, and not above any that will be.  No

@@ -23,6 +23,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "commands/async.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
@@ -457,6 +458,20 @@ listen_take_marker(SdDatabase *db, int dispatcher, int32 pid, const char *channe
 
 /* ---- the dispatcher's interface ---- */
 
+/* There is nothing to wait for. */
+static void
+sync_nothing(SdDatabase *db, SdDispatcher *disp, uint32 request)
+{
+	uint32		number = pg_atomic_read_u32(&disp->marker_requests);
+
+	if (request == pg_atomic_read_u32(&disp->listen_done) &&
+		number == pg_atomic_read_u32(&disp->marker_done))
+		return;
+	pg_atomic_write_u32(&disp->listen_done, request);
+	pg_atomic_write_u32(&disp->marker_done, number);
+	ConditionVariableBroadcast(&db->changed);
+}
+
 /* Outside of a transaction.  May raise errors; then it is to be called again. */
 void
 notify_sync(SdDatabase *db, int dispatcher)
@@ -465,8 +480,16 @@ notify_sync(SdDatabase *db, int dispatcher)
 	uint32		request = pg_atomic_read_u32(&disp->listen_requests);
 	char	   *setting = subdispatch_listen_channels ? subdispatch_listen_channels : "";
 
-	/* Read before the registry is: what is asked for later comes again. */
+	/*
+	 * Read before the registry is: what is asked for later comes again.  Nobody
+	 * can NOTIFY on a replica; when it is promoted, the first sync is made.
+	 */
 	pg_read_barrier();
+	if (RecoveryInProgress())
+	{
+		sync_nothing(db, disp, request);
+		return;
+	}
 	if (!ever_synced || request != pg_atomic_read_u32(&disp->listen_done) ||
 		(refused_any && count_listening(db) < (uint32) subdispatch_max_listen_channels) ||
 		synced_limit != subdispatch_max_listen_channels ||

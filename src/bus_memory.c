@@ -246,7 +246,7 @@ insert_by_ticket(SdDatabase *db, SdBlock *block)
  * no block.  Its ticket goes back.  Cannot fail.  Takes order_lock.
  */
 void
-bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events)
+bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events, const SdPosition *commit)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	uint64		ticket;
@@ -266,6 +266,8 @@ bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events)
 		block->ticket = ticket;
 		block->link_no = link_no;
 		block->tx_events = tx_events;
+		if (commit)
+			block->commit = *commit;
 		block->linked_at = now;
 		insert_by_ticket(db, block);
 		pg_atomic_fetch_add_u64(&db->dispatchers[block->dispatcher].queue_events,

@@ -23,6 +23,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "common/hashfn.h"
 #include "libpq/pqsignal.h"
@@ -298,6 +299,20 @@ answer_sync(void)
 
 /* ---- the loop ---- */
 
+/* On a replica nobody tells us that the database was renamed. */
+static void
+look_at_name(void)
+{
+	char		was[MAX_KEY];
+
+	strlcpy(was, bus_stream, MAX_KEY);
+	name_keys();
+	if (strcmp(was, bus_stream) == 0)
+		return;
+	send_reset();
+	read_reset();
+}
+
 /* Connections that were made by other settings are made anew. */
 static void
 reload(void)
@@ -360,6 +375,8 @@ turn(void)
 	{
 		next_retire = now + RETIRE_INTERVAL;
 		place_retire_bus(now);
+		if (RecoveryInProgress())
+			look_at_name();
 	}
 	MemoryContextReset(loop_context);
 	return more;

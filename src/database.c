@@ -33,6 +33,7 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "utils/guc.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -410,11 +411,13 @@ check_can_start(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot subscribe during pg_upgrade"),
 				 errdetail("subdispatch's background workers do not run during it.")));
-	if (RecoveryInProgress())
+	if (RecoveryInProgress() && subdispatch_event_bus != SD_BUS_REDIS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot subscribe on a server that is in recovery"),
-				 errhint("Subscribe on the primary server.")));
+				 errdetail("Events reach a replica through Redis only; subdispatch.event_bus is %s.",
+						   GetConfigOption("subdispatch.event_bus", false, false)),
+				 errhint("Set subdispatch.event_bus to redis here and on the primary server, or subscribe there.")));
 }
 
 /*

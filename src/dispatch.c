@@ -34,11 +34,14 @@
 #include "audience.h"
 #include "bus.h"
 #include "dispatcher.h"
+#include "history.h"
+#include "replay.h"
 #include "respond.h"
 #include "security.h"
 #include "visible.h"
 
 #define BATCH_EVENTS		256
+#define MAX_CONFLICTS		10	/* with recovery, over one piece of work */
 #define RESOLVER_SLICE		(5 * 1000)	/* us of resolving until a commit */
 
 SdDatabase *dispatch_db;
@@ -342,6 +345,26 @@ give_up_event(DispatchEvent *e)
 	audience_visit(e, lose);
 }
 
+/*
+ * On a replica recovery may cancel whoever is in its way, which says nothing
+ * about the event: it is tried again.
+ */
+static bool
+attempt_unless_conflict(Try *t)
+{
+	for (int tries = 1;; tries++)
+	{
+		int			at = t->at;
+
+		if (attempt(t))
+			return true;
+		if (!replay_is_conflict(t->error) || tries == MAX_CONFLICTS)
+			return false;
+		t->at = at;
+		stats_add(&dispatch_self()->stats, SD_STAT_EVENTS_RETRIED, 1);
+	}
+}
+
 /* An event that fails by itself: piece by piece. */
 static void
 run_isolated(DispatchEvent *e)
@@ -350,7 +373,7 @@ run_isolated(DispatchEvent *e)
 
 	e->careful = true;
 	visible_forget(e);
-	if (!attempt(&t))
+	if (!attempt_unless_conflict(&t))
 	{
 		dispatch_log_failure(InvalidOid, t.error, NULL);
 		give_up_event(e);
@@ -362,7 +385,7 @@ run_isolated(DispatchEvent *e)
 	{
 		int			from = t.at;
 
-		if (attempt(&t))
+		if (attempt_unless_conflict(&t))
 			continue;
 		dispatch_log_failure(e->work[from]->resolver, t.error, NULL);
 		if (t.at == from)		/* it failed before it called anything */
@@ -423,13 +446,38 @@ run_batch(DispatchEvent *events, int n)
 /* ---- in hand ---- */
 
 /*
+ * Must the event wait until what it is about can be seen here?  Those behind it
+ * wait, too, since they may be of its channel.  It waits since it was linked,
+ * so what has queued up in the meantime does not wait anew.
+ */
+static bool
+must_wait(const SdBlock *block, const SdEvent *ev, TimestampTz now)
+{
+	static uint64 last_waited = 0;
+	uint64		id = event_id(block, ev);
+	ReplayPoint point;
+
+	if (likely(XLogRecPtrIsInvalid(ev->commit.lsn)) ||
+		now - block->linked_at >= subdispatch_replay_wait_timeout * INT64CONST(1000))
+		return false;
+	replay_look(&point);
+	if (replay_state(&point, &ev->commit) != REPLAY_PENDING)
+		return false;
+	if (id > last_waited && !ev->second)
+		stats_add(&dispatch_self()->stats, SD_STAT_REPLAY_WAITS, 1);
+	last_waited = Max(last_waited, id);
+	return true;
+}
+
+/*
  * Collects the next events in hand, from as many blocks as fill a batch.
- * Returns how many.
+ * Returns how many; none if the first of them has to wait.
  */
 static int
 next_batch(DispatchEvent *events)
 {
 	int			n = 0;
+	bool		wait = false;
 	dlist_iter	iter;
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -443,13 +491,16 @@ next_batch(DispatchEvent *events)
 		{
 			if (i < block->ndone)
 				continue;
+			wait = must_wait(block, ev, now);
+			if (unlikely(wait))
+				break;
 			memset(&events[n], 0, sizeof(DispatchEvent));
 			events[n].ev = ev;
 			events[n].id = block->base_id + ev->ordinal;
 			events[n].taken_at = now;
 			n++;
 		}
-		if (n == BATCH_EVENTS)
+		if (n == BATCH_EVENTS || wait)
 			break;
 	}
 	return n;
@@ -457,9 +508,10 @@ next_batch(DispatchEvent *events)
 
 /*
  * Works off one batch of what is in hand.  Whatever a single event does, this
- * returns normally and at least one event is done with.
+ * returns normally and at least one event is done with; false if all of them have
+ * to wait for replay.
  */
-void
+bool
 dispatch_inhand(SdDatabase *database, int dispatcher)
 {
 	DispatchEvent *events;
@@ -477,4 +529,5 @@ dispatch_inhand(SdDatabase *database, int dispatcher)
 	if (n > 0)
 		run_batch(events, n);
 	audience_release();
+	return n > 0;
 }

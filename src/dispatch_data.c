@@ -13,6 +13,9 @@
  * nobody can tell who might see it.  As it was committed, and its channel's
  * subscriptions are owed it, they are told that something is missing.
  *
+ * The same goes for an event whose commit cannot be seen on this replica: what
+ * resolvers and policies would say of it might be wrong (replay.c).
+ *
  * No locks are taken here.
  *
  *-------------------------------------------------------------------------
@@ -25,6 +28,7 @@
 #include "dispatch.h"
 #include "event_wire.h"
 #include "image_text.h"
+#include "replay.h"
 #include "resolver.h"
 
 static void
@@ -107,21 +111,27 @@ read_image_quietly(void *arg)
 	read_image(arg);
 }
 
+/* Those whom it concerns are told that something is missing. */
+static void
+give_up(DispatchEvent *e, SdCounter counter, const char *message)
+{
+	e->data = dispatch_empty_object();
+	e->given_up = true;
+	if (!e->first_time)
+		return;
+	if (!e->ev->second)
+		stats_add(&dispatch_self()->stats, counter, 1);
+	dispatch_log_failure(InvalidOid, NULL, message);
+}
+
 static void
 deny(DispatchEvent *e, const char *why)
 {
 	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
 
-	e->data = dispatch_empty_object();
-	e->given_up = true;
-	if (e->first_time)
-	{
-		stats_add(&dispatch_self()->stats, SD_STAT_DENIED_IMAGE, 1);
-		dispatch_log_failure(InvalidOid, NULL,
-							 psprintf("a change of table \"%s.%s\" on another server is denied: %s",
-									  EVENT_STRING(e->ev, schema_name),
-									  EVENT_STRING(e->ev, table_name), why));
-	}
+	give_up(e, SD_STAT_DENIED_IMAGE,
+			psprintf("a change of table \"%s.%s\" on another server is denied: %s",
+					 EVENT_STRING(e->ev, schema_name), EVENT_STRING(e->ev, table_name), why));
 	MemoryContextSwitchTo(old);
 }
 
@@ -156,11 +166,45 @@ loop_back(DispatchEvent *e)
 }
 #endif
 
+/* It waited in vain, or for what will never come. */
+static void
+give_up_unreplayed(DispatchEvent *e, ReplayState state)
+{
+	MemoryContext old = MemoryContextSwitchTo(dispatch_context);
+	const char *why = state == REPLAY_LOST ?
+		"it was committed before a promotion that has left it out" :
+		"its commit was not replayed within subdispatch.replay_wait_timeout";
+
+	give_up(e, SD_STAT_REPLAY_TIMEOUTS,
+			psprintf("an event on channel \"%s\" cannot be dispatched: %s",
+					 EVENT_CHANNEL(e->ev), why));
+	MemoryContextSwitchTo(old);
+}
+
+static ReplayState
+look_at_replay(const DispatchEvent *e)
+{
+	ReplayPoint point;
+
+	if (likely(XLogRecPtrIsInvalid(e->ev->commit.lsn)))
+		return REPLAY_DONE;
+	replay_look(&point);
+	return replay_state(&point, &e->ev->commit);
+}
+
 void
 dispatch_need_data(DispatchEvent *e)
 {
+	ReplayState state;
+
 	if (e->data)
 		return;
+	state = look_at_replay(e);
+	if (unlikely(state != REPLAY_DONE))
+	{
+		give_up_unreplayed(e, state);
+		return;
+	}
 #ifdef USE_ASSERT_CHECKING
 	if (subdispatch_debug_wire && !image_is_received(e->ev))
 		loop_back(e);

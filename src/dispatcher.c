@@ -27,6 +27,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "commands/async.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
@@ -52,6 +53,7 @@
 #include "dispatcher.h"
 #include "history.h"
 #include "ratelimit.h"
+#include "replay.h"
 #include "resolver.h"
 #include "security.h"
 #include "shmem.h"
@@ -61,6 +63,8 @@
 #define STEP_RETRY			(SD_SECOND / 10)	/* after a second failure */
 #define STATS_INTERVAL		SD_SECOND
 #define HELD_BACK_WAIT		1	/* ms */
+#define REPLAY_WAIT			2	/* ms; nobody tells what was replayed */
+#define RECOVERY_WAIT		250 /* ms; nor that recovery has ended */
 #define BACKLOG_WAIT		5	/* ms; notifications wait for room */
 #define LONGEST_WAIT		10000	/* ms; nothing depends on it */
 
@@ -78,6 +82,7 @@ typedef enum Step
 	STEP_GAPS,					/* gaps to be told */
 	STEP_DISPATCH,				/* a batch */
 	STEP_SWEEP,					/* idle and overaged subscriptions */
+	STEP_RECOVERY,				/* what a replica may have lost */
 	STEPS
 } Step;
 
@@ -93,6 +98,9 @@ static TimestampTz step_not_before[STEPS];
 static TimestampTz next_sweep = 0;
 static TimestampTz next_stats = 0;
 static bool reported_running = false;
+static bool waits_for_replay = false;	/* what is in hand */
+static bool was_in_recovery = false;	/* at the last look */
+static TimestampTz next_recovery = 0;
 static MemoryContext loop_context;
 static TokenBucket error_log;
 static uint32 errors_not_logged = 0;
@@ -288,10 +296,13 @@ report_running(bool running)
 		pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-/* Returns whether there was something in hand. */
+/* Returns whether there was something to be done. */
 static bool
 step_dispatch(void)
 {
+	bool		worked;
+
+	waits_for_replay = false;
 	if (!begin_step(STEP_DISPATCH))
 		return false;
 	if (!bus_sequence(my_db, my_index))
@@ -301,10 +312,11 @@ step_dispatch(void)
 	}
 	report_running(true);
 	pg_atomic_write_u32(&self()->busy, 1);
-	dispatch_inhand(my_db, my_index);
+	worked = dispatch_inhand(my_db, my_index);
 	pg_atomic_write_u32(&self()->busy, 0);
 	end_step();
-	return true;
+	waits_for_replay = !worked;
+	return worked;
 }
 
 /* Dispatcher 0 keeps house for the database. */
@@ -323,6 +335,24 @@ step_sweep(void)
 		return;
 	next_sweep = subscription_sweep(my_db);
 	place_retire_if_idle(now);
+	end_step();
+}
+
+/* Dispatcher 0 of a replica. */
+static void
+step_recovery(void)
+{
+	TimestampTz now;
+
+	if (my_index != 0 || (!RecoveryInProgress() && !was_in_recovery))
+		return;
+	now = GetCurrentTimestamp();
+	if (now < next_recovery || !begin_step(STEP_RECOVERY))
+		return;
+	next_recovery = now + RECOVERY_WAIT * INT64CONST(1000);
+	/* once more after a promotion: what was dropped just before it */
+	was_in_recovery = RecoveryInProgress();
+	replay_check_extension();
 	end_step();
 }
 
@@ -419,6 +449,7 @@ turn(void)
 	step_gaps();
 	worked = step_dispatch();
 	step_sweep();
+	step_recovery();
 	MemoryContextReset(loop_context);
 	return worked;
 }
@@ -467,11 +498,15 @@ wait_time(void)
 	 */
 	if (database_has_linked(my_db))
 		timeout = HELD_BACK_WAIT;
+	else if (waits_for_replay)
+		timeout = REPLAY_WAIT;
 	/* Room for notifications is not announced: nobody else waits here. */
 	else if (notify_backlog() || notifyInterruptPending)
 		timeout = BACKLOG_WAIT;
 	if (my_index == 0)
 		timeout = until(next_sweep, now, timeout);
+	if (RecoveryInProgress())
+		timeout = Min(timeout, RECOVERY_WAIT);
 	return until_retries(now, timeout);
 }
 

@@ -33,7 +33,7 @@ extern void place_retire_if_idle(TimestampTz now);
 extern void place_retire_bus(TimestampTz now);
 
 /* dispatch.c: what the dispatcher has in hand */
-extern void dispatch_inhand(SdDatabase *db, int dispatcher);
+extern bool dispatch_inhand(SdDatabase *db, int dispatcher);
 extern void dispatch_gaps(SdDatabase *db, int dispatcher);
 
 /* lifecycle.c */

@@ -114,6 +114,7 @@ event_copy_place(SdEvent *to, const SdEvent *from)
 	to->own_channel = from->own_channel;
 	to->second = from->second;
 	to->timestamp = from->timestamp;
+	to->commit = from->commit;
 }
 
 /* Only memory is allocated in between, so there is nothing else to undo. */

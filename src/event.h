@@ -29,6 +29,17 @@ typedef enum SdOp
 	SD_OP_INSERT, SD_OP_UPDATE, SD_OP_DELETE, SD_OP_TRUNCATE, SD_OP_NONE
 } SdOp;
 
+/*
+ * Where a transaction committed: what must have been replayed before what it
+ * did can be seen on a replica.
+ */
+typedef struct SdPosition
+{
+	uint64		system;			/* system identifier of the server's data */
+	XLogRecPtr	lsn;			/* InvalidXLogRecPtr: not known */
+	TimeLineID	timeline;
+} SdPosition;
+
 /* To be added to a TimestampTz: microseconds since 1970. */
 #define UNIX_EPOCH_US \
 	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * USECS_PER_SEC)
@@ -68,6 +79,7 @@ typedef struct SdEvent
 	uint32		row;			/* a HeapTupleHeader datum (varlena), or 0 */
 	uint32		old;			/* likewise */
 	uint32		received;		/* or, all of these 0: see image_received.c */
+	SdPosition	commit;			/* of its transaction, if it came through Redis */
 } SdEvent;
 
 /* A column of the table as it was when the image was made.  No padding. */
@@ -88,17 +100,6 @@ typedef struct SdEventAtt
 #define EVENT_CHANNEL(ev)	((const char *) (ev) + (ev)->channel)
 
 /*
- * Where a transaction committed: what must have been replayed before what it
- * did can be seen on a replica.
- */
-typedef struct SdPosition
-{
-	uint64		system;			/* system identifier of the server's data */
-	XLogRecPtr	lsn;			/* InvalidXLogRecPtr: not known */
-	TimeLineID	timeline;
-} SdPosition;
-
-/*
  * Events of one transaction for one dispatcher, or a part of them.  Lives in
  * shared memory; owned by the list it is in.
  */
@@ -115,6 +116,7 @@ typedef struct SdBlock
 	uint32		last_ordinal;	/* of its last event */
 	uint32		ndone;			/* written by the dispatcher: events done with */
 	TimestampTz linked_at;
+	SdPosition	commit;			/* for other servers, if it is going there */
 	/* SdEvents follow, MAXALIGNed */
 } SdBlock;
 

@@ -317,14 +317,15 @@ make_changed(const Wire *wire, bool authenticated, const char **why)
 
 static SdEvent *
 make_event(const Wire *wire, const char *text, Size len, bool authenticated,
-		   SdPosition *commit, const char **why)
+		   const char **why)
 {
 	Size		limit = subdispatch_max_event_size;
+	SdPosition	commit = {0};
 	SdEvent    *ev = NULL;
 
 	*why = check_head(wire, text, len);
 	if (*why == NULL)
-		*why = read_commit(wire, commit);
+		*why = read_commit(wire, &commit);
 	if (*why != NULL)
 		return NULL;
 
@@ -348,17 +349,16 @@ make_event(const Wire *wire, const char *text, Size len, bool authenticated,
 		return NULL;
 	}
 	ev->timestamp = wire->timestamp - UNIX_EPOCH_US;
+	ev->commit = commit;
 	return ev;
 }
 
 SdEvent *
-event_wire_in(const char *text, Size len, bool authenticated, SdPosition *commit,
-			  const char **why)
+event_wire_in(const char *text, Size len, bool authenticated, const char **why)
 {
 	Wire		wire;
 	SdEvent    *volatile ev = NULL;
 
-	memset(commit, 0, sizeof(SdPosition));
 	if (len > Min((Size) subdispatch_max_event_size * MAX_GROWTH, MAX_TEXT))
 	{
 		*why = too_large;
@@ -369,7 +369,7 @@ event_wire_in(const char *text, Size len, bool authenticated, SdPosition *commit
 		return NULL;
 	PG_TRY();
 	{
-		ev = make_event(&wire, text, len, authenticated, commit, why);
+		ev = make_event(&wire, text, len, authenticated, why);
 	}
 	PG_FINALLY();
 	{

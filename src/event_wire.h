@@ -22,8 +22,8 @@ extern char *event_wire_out(const SdEvent *ev, const SdPosition *commit, Size *l
 							const char **why);
 
 /*
- * The event of such a text, palloc'd, its timestamp that of its publication;
- * *commit is zero if the text does not tell.  NULL, and *why, for whatever is
+ * The event of such a text, palloc'd, its timestamp that of its publication,
+ * its commit zero if the text does not tell.  NULL, and *why, for whatever is
  * none, or is too large for subdispatch.max_event_size: raises no error for any
  * input.  Needs no transaction.
  *
@@ -33,7 +33,7 @@ extern char *event_wire_out(const SdEvent *ev, const SdPosition *commit, Size *l
  * more than a queue can hold.
  */
 extern SdEvent *event_wire_in(const char *text, Size len, bool authenticated,
-							  SdPosition *commit, const char **why);
+							  const char **why);
 
 #ifdef USE_ASSERT_CHECKING
 extern SdEvent *event_wire_loop(const SdEvent *ev); /* there and back */

@@ -29,17 +29,16 @@ Datum
 subdispatch_debug_wire_text(PG_FUNCTION_ARGS)
 {
 	bytea	   *text = PG_GETARG_BYTEA_PP(0);
-	SdPosition	commit;
 	const char *why;
 	Size		len;
 	SdEvent    *ev = event_wire_in(VARDATA_ANY(text), VARSIZE_ANY_EXHDR(text),
-								   PG_GETARG_BOOL(1), &commit, &why);
+								   PG_GETARG_BOOL(1), &why);
 	char	   *again = NULL;
 
 	if (ev && image_is_received(ev))
 		why = "a row image";
 	else if (ev)
-		again = event_wire_out(ev, &commit, &len, &why);
+		again = event_wire_out(ev, &ev->commit, &len, &why);
 
 	if (ev)
 		pfree(ev);
@@ -50,7 +49,6 @@ subdispatch_debug_wire_text(PG_FUNCTION_ARGS)
 SdEvent *
 event_wire_loop(const SdEvent *ev)
 {
-	SdPosition	commit = {0};
 	const char *why;
 	Size		len;
 	char	   *text;
@@ -60,8 +58,8 @@ event_wire_loop(const SdEvent *ev)
 	/* a dispatcher has done without image_text_init() */
 	(void) set_config_option("lc_monetary", "C", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	text = event_wire_out(ev, &commit, &len, &why);
-	again = text ? event_wire_in(text, len, true, &commit, &why) : NULL;
+	text = event_wire_out(ev, &ev->commit, &len, &why);
+	again = text ? event_wire_in(text, len, true, &why) : NULL;
 	AtEOXact_GUC(false, nest_level);
 	if (again == NULL)
 		elog(ERROR, "an event does not survive its journey: %s", why);

@@ -484,11 +484,13 @@ grants_require(Oid role, const char *channel, GrantPrivilege privilege, Jsonb *c
 
 /* ---- changes ---- */
 
+/* Replicas hear of it by the invalidation, when they replay the commit. */
 void
-grants_changed(void)
+grants_changed(Relation rel)
 {
 	changed = true;
 	valid = false;
+	CacheInvalidateRelcache(rel);
 }
 
 /* After the commit record; nothing in here can fail. */

@@ -11,6 +11,7 @@
 #include "subdispatch.h"
 
 #include "utils/jsonb.h"
+#include "utils/relcache.h"
 
 typedef enum GrantPrivilege
 {
@@ -50,7 +51,7 @@ extern void grants_init(void);	/* transaction callbacks; after publish_init() */
 extern Oid	grants_table(void);
 
 /* This transaction changed the table. */
-extern void grants_changed(void);
+extern void grants_changed(Relation rel);
 
 /* Keys of a security context, as bits. */
 #define GRANT_CONTEXT_KEYS	5

@@ -263,7 +263,7 @@ subdispatch_channel_grants_changed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("channel_grants_changed() can only be called as a trigger")));
 	if (sd_shared != NULL)
-		grants_changed();
+		grants_changed(((TriggerData *) fcinfo->context)->tg_relation);
 	return PointerGetDatum(NULL);
 }
 

@@ -42,6 +42,7 @@ int			subdispatch_publish_timeout = 1000;
 int			subdispatch_on_queue_full = SD_FULL_ERROR;
 char	   *subdispatch_listen_channels = NULL;
 int			subdispatch_max_listen_channels = 1000;
+int			subdispatch_replay_wait_timeout = 5000;
 int			subdispatch_resolver_timeout = 1000;
 int			subdispatch_resolver_max_timeouts = 3;
 int			subdispatch_max_pending = 1000;
@@ -202,6 +203,10 @@ define_dispatching(void)
 			   "The memory comes from subdispatch.shared_memory_size, and is given up when anything else needs it. "
 			   "0 keeps none.",
 			   &subdispatch_event_history_size, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_KB);
+	define_int("subdispatch.replay_wait_timeout",
+			   "How long an event waits on a read replica until its commit has been replayed.",
+			   "After that its channel's subscriptions are told that something is missing. 0 does not wait.",
+			   &subdispatch_replay_wait_timeout, 0, MAX_TIMEOUT_MS, PGC_SIGHUP, GUC_UNIT_MS);
 	define_int("subdispatch.resolver_timeout",
 			   "The time that one call of a resolver may take.",
 			   "Policies and waiting for locks count, too. The subscriptions that share the call get an error.",

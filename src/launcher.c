@@ -5,7 +5,7 @@
  *	  dispatchers running that databases want.
  *
  * It is connected to no database, so it stands in nobody's way, and reads no
- * catalog.  It looks at every database's slot when its latch is set (somebody
+ * catalog but the list of databases, in case recovery has dropped one.  It looks at every database's slot when its latch is set (somebody
  * subscribed, a pause is over, a worker has come or gone) or when a worker is
  * to be tried again, and otherwise sleeps.
  *
@@ -38,6 +38,7 @@
 
 #include "bus.h"
 #include "dispatcher.h"
+#include "replay.h"
 #include "shmem.h"
 #include "subscription.h"
 
@@ -85,7 +86,7 @@ launcher_register(void)
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = RESTART_SECONDS;
 	strlcpy(worker.bgw_library_name, "subdispatch", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "subdispatch_launcher_main", BGW_MAXLEN);
@@ -155,7 +156,7 @@ start(SdDatabase *db, Oid dboid, int index, Place *place, TimestampTz now)
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	worker.bgw_main_arg = Int32GetDatum((int32) (db - sd_shared->databases) *
@@ -326,6 +327,46 @@ sweep(SdDatabase *db, Watch *watch)
 	return watch->next_sweep;
 }
 
+static bool
+any_alive(SdDatabase *db, Watch *watch)
+{
+	for (int i = 0; i < SD_PLACES; i++)
+		if (is_alive(&watch->places[i], &db->dispatchers[i]))
+			return true;
+	return false;
+}
+
+/*
+ * Has recovery dropped the database?  Looked up when there is something of it
+ * and no worker, as all of them were ended by that.  A DROP DATABASE of this
+ * server has the database paused until it has cleaned up itself.
+ */
+static bool
+was_dropped(SdDatabase *db, Oid dboid, Watch *watch)
+{
+	bool		same;
+
+	if ((pg_atomic_read_u32(&db->wanted) == 0 && pg_atomic_read_u32(&db->bus.wanted) == 0 &&
+		 pg_atomic_read_u32(&db->nsubscriptions) == 0 &&
+		 GetCurrentTimestamp() < watch->next_sweep) ||
+		any_alive(db, watch) || replay_database_exists(dboid))
+		return false;
+	LWLockAcquire(&sd_shared->database_lock, LW_SHARED);
+	same = db->dboid == dboid && db->generation == watch->generation &&
+		pg_atomic_read_u32(&db->paused) == 0;
+	LWLockRelease(&sd_shared->database_lock);
+	return same;
+}
+
+/* As lifecycle.c does it after the commit. */
+static void
+forget_database(SdDatabase *db, Oid dboid)
+{
+	subscription_purge_database(dboid);
+	bus_clear(db, true);
+	database_release(dboid);
+}
+
 static void
 forget_places(Watch *watch)
 {
@@ -356,6 +397,11 @@ tend_database(SdDatabase *db, Watch *watch)
 	}
 	if (!OidIsValid(dboid))
 		return next;
+	if (was_dropped(db, dboid, watch))
+	{
+		forget_database(db, dboid);
+		return next;
+	}
 
 	give_up_if_idle(db);
 	for (int i = 0; i < subdispatch_dispatchers; i++)

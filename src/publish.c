@@ -48,6 +48,7 @@
 #include "bus.h"
 #include "dispatcher.h"
 #include "publish.h"
+#include "replay.h"
 #include "shmem.h"
 #include "sqlfuncs.h"
 #include "subscription.h"
@@ -368,6 +369,8 @@ note_commit(void)
 		return;
 	}
 	tx.committed = true;
+	if (tx.by_redis)
+		replay_note_commit(&tx.commit);
 
 #ifdef USE_ASSERT_CHECKING
 	/* before or after that: whoever links is not held up by this */
@@ -390,7 +393,7 @@ finish(void)
 			bus_give_back_ticket(tx.db);
 		else
 		{
-			bus_link(tx.db, &tx.blocks, tx.n);
+			bus_link(tx.db, &tx.blocks, tx.n, &tx.commit);
 			copies_count_published(&tx);
 			if (tx.by_redis)
 				redis_want_worker(tx.db);

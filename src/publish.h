@@ -47,6 +47,7 @@ typedef struct PublishTx
 	Size		bytes;			/* of all events */
 
 	bool		committed;		/* to be linked when the locks are released */
+	SdPosition	commit;			/* if by_redis */
 
 	/* set by publish_attach() */
 	SdDatabase *db;				/* NULL: nothing is held */

@@ -313,7 +313,7 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 	}
 	if (linked)
 	{
-		bus_link(db, &tx.blocks, tx.n);
+		bus_link(db, &tx.blocks, tx.n, NULL);
 		copies_count_published(&tx);
 		if (tx.by_redis)
 			redis_want_worker(db);

@@ -12,6 +12,7 @@
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
@@ -90,7 +91,11 @@ subdispatch_publish(PG_FUNCTION_ARGS)
 	SdEvent    *ev;
 
 	sd_require_preload();
-	PreventCommandDuringRecovery("publish()");
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot publish on a server that is in recovery"),
+				 errhint("Publish on the primary server.")));
 	check_not_null(fcinfo, ARG_CHANNEL, "channel");
 	check_not_null(fcinfo, ARG_DATA, "data");
 

@@ -214,9 +214,8 @@ event_of(const BusEntry *entry, const char **why)
 
 	PG_TRY();
 	{
-		SdPosition	commit;
 		const char *r = NULL;
-		SdEvent    *e = event_wire_in(entry->text.data, entry->text.len, true, &commit, &r);
+		SdEvent    *e = event_wire_in(entry->text.data, entry->text.len, true, &r);
 
 		if (e != NULL)
 			r = wrong_with(entry, e);

@@ -168,7 +168,6 @@ static char *
 text_of(const SdBlock *block, const SdEvent *ev, Size *len)
 {
 	MemoryContext context = CurrentMemoryContext;
-	SdPosition	nowhere = {0};
 	char	   *volatile text = NULL;
 	const char *volatile why = NULL;
 
@@ -176,7 +175,7 @@ text_of(const SdBlock *block, const SdEvent *ev, Size *len)
 	{
 		const char *reason = NULL;
 
-		text = event_wire_out(ev, &nowhere, len, &reason);
+		text = event_wire_out(ev, &block->commit, len, &reason);
 		why = reason;
 	}
 	PG_CATCH();

@@ -58,6 +58,7 @@
 #include "utils/timestamp.h"
 
 #include "pytimeout.h"
+#include "replay.h"
 #include "resolver.h"
 
 /* Between two attempts to end code whose time is over. */
@@ -314,7 +315,7 @@ resolver_guarded(ResolverCode code, void *arg, const char *what,
 	/* a request to end the process, which ended only the code so far */
 	if (unlikely(ProcDiePending))
 		CHECK_FOR_INTERRUPTS();
-	if (unlikely(error != NULL && bare))
+	if (unlikely(error != NULL && (bare || replay_is_conflict(error))))
 		ReThrowError(error);
 	return run.status;
 }

@@ -11,7 +11,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -360,10 +359,6 @@ subdispatch_subscribe(PG_FUNCTION_ARGS)
 
 	sd_require_preload();
 	refuse_in_resolver("subdispatch.subscribe()");
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot subscribe during recovery")));
 	what.channel = arg_name(fcinfo, ARG_CHANNEL, "channel");
 	get_identity_args(fcinfo, &what);
 	get_resolver_args(fcinfo, &what);

@@ -30,6 +30,8 @@ typedef enum SdCounter
 	SD_STAT_BUS_REPEATED,		/* entries that had been read before */
 	SD_STAT_BUS_GAPS,			/* gaps found in what was read */
 	SD_STAT_BUS_CONNECTIONS,	/* made to Redis */
+	SD_STAT_REPLAY_WAITS,		/* events that had to wait for replay */
+	SD_STAT_REPLAY_TIMEOUTS,	/* that had not been replayed by then, or never will be */
 	SD_STAT_RESOLVER_CALLS,
 	SD_STAT_RESOLVER_ERRORS,
 	SD_STAT_RESOLVER_TIMEOUTS,

@@ -120,6 +120,7 @@ extern int	subdispatch_max_subscriptions;
 extern int	subdispatch_shared_memory_size; /* kB */
 extern int	subdispatch_event_queue_size;	/* kB */
 extern int	subdispatch_event_history_size; /* kB */
+extern int	subdispatch_replay_wait_timeout;	/* ms */
 extern int	subdispatch_max_event_size; /* bytes */
 extern int	subdispatch_publish_timeout;	/* ms */
 extern int	subdispatch_on_queue_full;

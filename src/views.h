@@ -19,7 +19,7 @@
 #include "database.h"
 #include "shmem.h"
 
-#define SD_MAX_COLUMNS		40
+#define SD_MAX_COLUMNS		48
 
 /* A row under construction: columns are set in their order. */
 typedef struct SdRow

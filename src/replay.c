@@ -1,0 +1,116 @@
+/*-------------------------------------------------------------------------
+ *
+ * replay.c
+ *	  Read replicas: has a commit been replayed here?
+ *
+ * Redis can be faster than replication.  Resolvers and policies must see what
+ * the event is about (DESIGN 4.6), so an event that travels through Redis tells
+ * where its transaction committed: the system identifier, the timeline and the
+ * end of its commit record.  A server whose data has the same origin dispatches
+ * it only when it has replayed that.  PostgreSQL announces replay to nobody
+ * outside of its startup process, so a dispatcher that waits looks again every
+ * few milliseconds.
+ *
+ * TIMELINES.  A promotion begins a new timeline, and may leave commits of the
+ * old one out.  A position on an older timeline than the server's is replayed
+ * if it is in the history of the server's own, and lost otherwise: there will
+ * never be anything to see.  A newer timeline than that of a server in recovery
+ * is one that it has still to follow.  On a server that is not in recovery it
+ * belongs to a clone that has gone its own way: that is another server, whose
+ * rows nobody expects here.
+ *
+ * Takes no lock of ours.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/timeline.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "access/xlogrecovery.h"
+#include "utils/memutils.h"
+
+#include "replay.h"
+
+/*
+ * The end of all WAL so far.  The function tells where the next record begins,
+ * which at a page's start is behind the page's header; a replayed record ends
+ * before that.
+ */
+static XLogRecPtr
+insert_end(void)
+{
+	XLogRecPtr	at = GetXLogInsertRecPtr();
+
+	if (XLogSegmentOffset(at, wal_segment_size) == SizeOfXLogLongPHD)
+		return at - SizeOfXLogLongPHD;
+	if (at % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		return at - SizeOfXLogShortPHD;
+	return at;
+}
+
+/*
+ * A transaction without an id has no commit record.  What it has seen has been
+ * committed by now.
+ */
+void
+replay_note_commit(SdPosition *commit)
+{
+	commit->system = GetSystemIdentifier();
+	commit->timeline = GetWALInsertionTimeLine();
+	commit->lsn = TransactionIdIsValid(GetTopTransactionIdIfAny()) ? XactLastCommitEnd :
+		insert_end();
+}
+
+void
+replay_look(ReplayPoint *point)
+{
+	point->recovery = RecoveryInProgress();
+	point->replayed = InvalidXLogRecPtr;
+	if (point->recovery)
+		point->replayed = GetXLogReplayRecPtr(&point->timeline);
+	else
+		point->timeline = GetWALInsertionTimeLine();
+}
+
+/* Is what is before that position part of the history of "now"? */
+static bool
+in_history(TimeLineID now, const SdPosition *commit)
+{
+	static TimeLineID known = 0;
+	static List *history = NIL;
+
+	if (known != now)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+		List	   *read = readTimeLineHistory(now);
+
+		MemoryContextSwitchTo(old);
+		list_free_deep(history);
+		history = read;
+		known = now;
+	}
+	return tliOfPointInHistory(commit->lsn - 1, history) == commit->timeline;
+}
+
+/* All conflicts are reported as this, which else only a user's code would raise. */
+bool
+replay_is_conflict(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE && RecoveryInProgress();
+}
+
+ReplayState
+replay_state(const ReplayPoint *point, const SdPosition *commit)
+{
+	if (XLogRecPtrIsInvalid(commit->lsn) || commit->system != GetSystemIdentifier())
+		return REPLAY_DONE;
+	if (commit->timeline < point->timeline)
+		return in_history(point->timeline, commit) ? REPLAY_DONE : REPLAY_LOST;
+	if (!point->recovery)
+		return REPLAY_DONE;
+	return commit->timeline == point->timeline && commit->lsn <= point->replayed ?
+		REPLAY_DONE : REPLAY_PENDING;
+}
