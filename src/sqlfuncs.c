@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
@@ -323,7 +324,8 @@ wait_for_listen(SdDatabase *db, const char *channel)
 	bool		listening = false;
 	uint32		request = pg_atomic_read_u32(&d->listen_requests);
 
-	if (strcmp(channel, SD_STAR) == 0 || !notify_covers(channel))
+	/* on a replica it will be, once it is promoted */
+	if (strcmp(channel, SD_STAR) == 0 || RecoveryInProgress() || !notify_covers(channel))
 		return;
 	ConditionVariablePrepareToSleep(&db->changed);
 	for (;;)

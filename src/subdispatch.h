@@ -27,6 +27,7 @@
  *	                  image_text.c: row images as texts)
  *	  audience.c      which streams an event concerns
  *	  dispatch_data.c what it says; of another server's row: image_received.c
+ *	                  (replay.c: whether a replica can see what it is about)
  *	  respond.c       what they get (allowance.c: whether they may have more)
  *	  visibility.c    who may still subscribe: grants.c (grants on channels,
  *	                  grants_sql.c)
@@ -52,7 +53,8 @@
  *	  owned.c         consumers, connections, quotas (pause.c: slow clients)
  *
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),
- * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...), stats.c,
+ * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...),
+ * replay_drop.c (the same on replicas), stats.c,
  * views.c, views_server.c, metrics.c and walk.c (what can be seen), guc.c
  * (settings), ratelimit.c and histogram.c (arithmetic).
  *

@@ -92,8 +92,7 @@ set('subdispatch.event_bus' => 'redis');
 
 $standby->safe_psql('postgres', "SELECT subdispatch.subscribe('c', 'look', id => 'look'), subdispatch.subscribe('c', id => 'data')");
 is(insert_rows(200), results($standby, 'look'), 'a resolver on the standby sees every row');
-is(scalar(split(/ "id"/, results($standby, 'data'))), 1, 'and data comes');
-is($standby->safe_psql('postgres', "SELECT count(*) FROM subdispatch.poll('none')"), 0, 'poll') if 0;
+like(results($standby, 'data'), qr/^\{"id": 1\} .*\{"id": 200\}$/, 'and data comes');
 $standby->safe_psql('postgres', "SELECT subdispatch.subscribe('c', 'look', id => 'polled', consumer => 'gateway')");
 my $expected = insert_rows(3);
 dispatched($standby);
@@ -134,7 +133,7 @@ like(results($standby, 'docs'), qr/^error$/, 'a grant that was revoked on the pr
 set('subdispatch.replay_wait_timeout' => '500ms');
 $standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
 poll_until($standby, 'SELECT pg_get_wal_replay_pause_state()', 'paused', 'replay is paused');
-my $lost = insert_rows(3);
+insert_rows(3);
 dispatched($standby);
 poll_until($standby, 'SELECT replay_timeouts FROM subdispatch.stats', 3, 'what is not replayed in time is counted');
 poll_until($standby, "SELECT subdispatch.next_response('look')", qr/"data":null.*"dropped":null/, 'and told as missing');
@@ -157,10 +156,15 @@ foreach my $round (1 .. 3)
 	push @slow, "v$id";
 	$primary->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES ($id, 'v$id'); SELECT subdispatch.publish('c', '{\"id\": $id, \"slow\": true}'); COMMIT; DELETE FROM t WHERE id < $id - 2 AND id < 100000; VACUUM t;");
 }
-is(results($standby, 'slow'), join(' ', @slow), 'a dispatcher that stood in the way of recovery does its work again');
+# readers are sessions as others, and may be in the way, too
+my $slow = '';
+eventually('a dispatcher that stood in the way of recovery does its work again', sub {
+	my ($r) = try_sql($standby, "SELECT r::jsonb #>> '{payload,data}' FROM subdispatch.next_responses('slow', 100) r");
+	$slow .= ' ' . join(' ', split /\n/, $r) if $r ne '';
+	return ($slow eq ' ' . join(' ', @slow), $slow) });
 cmp_ok($standby->safe_psql('postgres', "SELECT sum(confl_snapshot + confl_lock) FROM pg_stat_database_conflicts WHERE datname = 'postgres'"), '>', 0, 'it did stand in the way');
 # a dispatcher that waits holds no snapshot
-is($standby->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'subdispatch%' AND backend_xmin IS NOT NULL"), 0, 'one that waits does not');
+poll_until($standby, "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'subdispatch%' AND backend_xmin IS NOT NULL", 0, 'one that waits does not');
 $standby->safe_psql('postgres', "SELECT subdispatch.unsubscribe('slow')");
 
 # ---- DROP DATABASE, DROP EXTENSION on the primary
@@ -177,7 +181,6 @@ $primary->safe_psql('postgres', 'DROP DATABASE dropped');
 poll_until($standby, "SELECT count(*) FROM pg_database WHERE datname = 'dropped'", 0, 'DROP DATABASE goes through on the standby');
 poll_until($standby, "SELECT count(*) FROM subdispatch.workers WHERE kind <> 'launcher' AND database IS DISTINCT FROM 'postgres' AND database IS DISTINCT FROM 'extless'", 0, 'its workers are gone');
 eventually('and so is what they had', sub { my $now = memory_in_use($standby); return ($now < $memory, "$now of $memory") });
-unlike(slurp_file($standby->logfile), qr/database \d+ does not exist/, 'no worker is started for it in vain') if 0;
 
 $primary->safe_psql('extless', 'DROP EXTENSION subdispatch CASCADE');
 poll_until($standby, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'subdispatch dispatcher' AND datname = 'extless'", 0, 'DROP EXTENSION ends the dispatchers on the standby');
@@ -221,7 +224,6 @@ is(scalar(@of_standby), scalar(keys %{ { map { $_ => 1 } @of_standby } }), 'once
 like($came, qr/"dropped":null/, 'that the others are missing is told');
 is(join(' ', @of_standby), join(' ', grep { $rows{$_} } @of_primary), 'in the same order');
 
-$expected = 'promoted';
 eventually('the new primary publishes', sub { ($out, $err) = try_sql($standby, "SELECT subdispatch.publish('load', '\"promoted\"')"); return ($err eq '', $err) });
 is(results($standby, 'load'), 'promoted', 'to its own subscriptions');
 poll_until($standby, "SELECT listening FROM subdispatch.channels WHERE channel = 'load'", 't', 'and LISTENs');
