@@ -37,8 +37,8 @@ typedef struct RlsView
  * and logged at a limited rate; bare: it is raised, and the caller must abort
  * its transaction.  bare saves the subtransaction.
  */
-extern void rls_view(DispatchEvent *e, SdIdentity *identity, const SdRights *rights, bool bare,
-					 int timeout_ms, RlsView *view);
+extern void rls_view(DispatchEvent *e, SdIdentity *identity, bool bare, int timeout_ms,
+					 RlsView *view);
 
 /*
  * Is all of the event there for the role to see, whatever the row: SELECT on

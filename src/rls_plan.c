@@ -12,6 +12,9 @@
  * image out of a tuplestore; the rewriter then adds the policies of the tables
  * in the sub-selects, and the executor checks the rights on them.
  *
+ * A sub-select that reads no table, as in (SELECT current_user) = owner, is
+ * taken for what it selects.
+ *
  * Two things are different from a query of one session:
  *
  *	- An image has no system columns.  tableoid is the table's, unless that is
@@ -24,12 +27,11 @@
  *	  the others.  So a plan for which such a function of a user's was called
  *	  is not shareable: it is made anew each time, as it would be for a query.
  *
- * For the same reason an expression's run-time state is kept only if it
- * consists of nothing but built-in functions in C and built-in types; else it
- * is set up for each evaluation.
+ * For the same reason an expression is "steady", so that its run-time state can
+ * be kept, only if it consists of nothing but built-in functions in C and
+ * built-in types.
  *
- * Locks: those that planning and running a query take, until the end of the
- * transaction.
+ * Locks: those that planning a query takes, until the end of the transaction.
  *
  *-------------------------------------------------------------------------
  */
@@ -50,21 +52,17 @@
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteHandler.h"
+#include "rewrite/rewriteManip.h"
 #include "rewrite/rowsecurity.h"
 #include "tcop/tcopprot.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/queryenvironment.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/tuplestore.h"
 
 #include "dispatch.h"
 #include "event_image.h"
 #include "rls_plan.h"
-
-#define IMAGE_NAME	"subdispatch_image"
 
 /* ---- the table ---- */
 
@@ -164,6 +162,39 @@ replace_system_columns(Node *node, SystemColumns *context)
 	return expression_tree_mutator(node, replace_system_columns, context);
 }
 
+/* ---- sub-selects that read no table ---- */
+
+static bool
+selects_expression(const SubLink *link)
+{
+	const Query *query = (const Query *) link->subselect;
+
+	return link->subLinkType == EXPR_SUBLINK && IsA(query, Query) &&
+		query->commandType == CMD_SELECT && query->rtable == NIL &&
+		query->jointree->fromlist == NIL && query->jointree->quals == NULL &&
+		list_length(query->targetList) == 1 && !query->hasAggs && !query->hasWindowFuncs &&
+		!query->hasTargetSRFs && query->cteList == NIL && query->groupClause == NIL &&
+		query->groupingSets == NIL && query->havingQual == NULL && query->distinctClause == NIL &&
+		query->sortClause == NIL && query->limitOffset == NULL && query->limitCount == NULL &&
+		query->setOperations == NULL;
+}
+
+static Node *
+pull_up_expressions(Node *node, void *context)
+{
+	if (node == NULL)
+		return NULL;
+	if (IsA(node, SubLink) && selects_expression((SubLink *) node))
+	{
+		Query	   *query = (Query *) ((SubLink *) node)->subselect;
+		Node	   *expr = copyObject((Node *) linitial_node(TargetEntry, query->targetList)->expr);
+
+		IncrementVarSublevelsUp(expr, -1, 1);
+		return pull_up_expressions(expr, context);
+	}
+	return expression_tree_mutator(node, pull_up_expressions, context);
+}
+
 /* ---- whose code planning runs ---- */
 
 static object_access_hook_type previous_hook = NULL;
@@ -228,6 +259,7 @@ unsteady_walker(Node *node, void *arg)
 		case T_CaseTestExpr:
 		case T_CoalesceExpr:
 		case T_ArrayExpr:
+		case T_ArrayCoerceExpr:
 		case T_SQLValueFunction:
 			break;
 		default:
@@ -297,10 +329,10 @@ image_rte(const RlsTable *table)
 	rte->rtekind = RTE_NAMEDTUPLESTORE;
 	rte->relid = table->relid;
 	rte->rellockmode = AccessShareLock;
-	rte->enrname = pstrdup(IMAGE_NAME);
+	rte->enrname = pstrdup(RLS_IMAGE_NAME);
 	rte->enrtuples = 1;
 	rte->inFromCl = true;
-	rte->eref = makeAlias(IMAGE_NAME, NIL);
+	rte->eref = makeAlias(RLS_IMAGE_NAME, NIL);
 	for (int i = 0; i < table->desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(table->desc, i);
@@ -354,6 +386,11 @@ rls_plan_make(Relation rel, const RlsTable *table)
 	List	   *quals = get_policies(rel, &has_sublinks);
 
 	quals = (List *) replace_system_columns((Node *) quals, &system);
+	if (has_sublinks)
+	{
+		quals = (List *) pull_up_expressions((Node *) quals, NULL);
+		has_sublinks = checkExprHasSubLink((Node *) quals);
+	}
 	plan->shareable = true;
 	if (system.unknown)
 	{
@@ -396,119 +433,4 @@ rls_plan_copy(const RlsPlan *plan)
 	copy->relids = list_copy(plan->relids);
 	copy->items = copyObject(plan->items);
 	return copy;
-}
-
-/* ---- running ---- */
-
-/* A steady expression's state.  After an error it is not trusted any more. */
-static ExprState *
-steady_state(RlsPlan *plan, MemoryContext context)
-{
-	MemoryContext old;
-
-	if (likely(plan->state && !plan->running))
-		return plan->state;
-	plan->state = NULL;
-	if (plan->state_context)
-		MemoryContextReset(plan->state_context);
-	else
-		plan->state_context = AllocSetContextCreate(context, "subdispatch policies' state",
-													ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(plan->state_context);
-	plan->state = ExecInitQual(plan->quals, NULL);
-	MemoryContextSwitchTo(old);
-	return plan->state;
-}
-
-static bool
-run_steady(RlsPlan *plan, TupleTableSlot *slot, MemoryContext context)
-{
-	/* holds nothing but the slot and memory that is reset */
-	static ExprContext *econtext = NULL;
-	ExprState  *state = steady_state(plan, context);
-	bool		visible;
-
-	if (unlikely(econtext == NULL))
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-		econtext = CreateStandaloneExprContext();
-		MemoryContextSwitchTo(old);
-	}
-	plan->running = true;
-	econtext->ecxt_scantuple = slot;
-	ResetExprContext(econtext);
-	visible = ExecQual(state, econtext);
-	plan->running = false;
-	return visible;
-}
-
-/* The current memory context is the caller's to reset. */
-static bool
-run_expression(RlsPlan *plan, TupleTableSlot *slot)
-{
-	ExprContext *econtext = CreateStandaloneExprContext();
-	ExprState  *state = ExecInitQual(plan->quals, NULL);
-	bool		visible;
-
-	econtext->ecxt_scantuple = slot;
-	visible = ExecQualAndReset(state, econtext);
-	FreeExprContext(econtext, true);
-	return visible;
-}
-
-static bool
-run_query(RlsPlan *plan, RlsTable *table)
-{
-	QueryEnvironment *env = create_queryEnv();
-	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
-	Tuplestorestate *store = tuplestore_begin_heap(false, false, 64);
-	QueryDesc  *desc;
-	bool		visible;
-
-	tuplestore_puttuple(store, &table->tuple);
-	relation->md.name = pstrdup(IMAGE_NAME);
-	relation->md.reliddesc = InvalidOid;
-	relation->md.tupdesc = table->desc;
-	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
-	relation->md.enrtuples = 1;
-	relation->reldata = store;
-	register_ENR(env, relation);
-
-	desc = CreateQueryDesc(plan->stmt, "", GetActiveSnapshot(), InvalidSnapshot,
-						   None_Receiver, NULL, env, 0);
-	ExecutorStart(desc, 0);
-	ExecutorRun(desc, ForwardScanDirection, 1, true);
-	visible = desc->estate->es_processed > 0;
-	ExecutorFinish(desc);
-	ExecutorEnd(desc);
-	FreeQueryDesc(desc);
-	tuplestore_end(store);
-	return visible;
-}
-
-bool
-rls_plan_run(RlsPlan *plan, RlsTable *table, const HeapTupleHeaderData *image,
-			 MemoryContext context)
-{
-	bool		visible = false;
-
-	if (plan->kind == RLS_NOTHING || plan->kind == RLS_EVERYTHING)
-		return plan->kind == RLS_EVERYTHING;
-
-	/* only read, though neither the slot nor the tuplestore say so */
-	table->tuple.t_data = (HeapTupleHeader) unconstify(HeapTupleHeaderData *, image);
-	table->tuple.t_len = HeapTupleHeaderGetDatumLength(image);
-	ItemPointerSetInvalid(&table->tuple.t_self);
-	table->tuple.t_tableOid = table->relid;
-	if (plan->kind == RLS_QUERY)
-		return run_query(plan, table);
-
-	ExecStoreHeapTuple(&table->tuple, table->slot, false);
-	if (plan->steady)
-		visible = run_steady(plan, table->slot, context);
-	else
-		visible = run_expression(plan, table->slot);
-	ExecClearTuple(table->slot);
-	return visible;
 }

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * rls_plan.h
- *	  Between rls.c and rls_plan.c.
+ *	  Between rls.c, rls_plan.c, which makes plans, and rls_run.c and
+ *	  rls_split.c, which run them.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,6 +16,8 @@
 #include "nodes/plannodes.h"
 
 #include "event.h"
+
+#define RLS_IMAGE_NAME	"subdispatch_image"	/* in place of the table, in queries */
 
 /* A table as it is now, and a slot for one image of it. */
 typedef struct RlsTable
@@ -48,6 +51,8 @@ typedef struct RlsPlan
 	List	   *relids;			/* an OID list */
 	List	   *items;			/* of PlanInvalItem */
 
+	struct RlsSplit *split;		/* rls_split.c's; NULL: can't be split */
+
 	/* rls_plan_run()'s: a steady expression, ready to run */
 	ExprState  *state;
 	MemoryContext state_context;
@@ -66,6 +71,11 @@ extern RlsPlan *rls_plan_make(Relation rel, const RlsTable *table);
 
 /* A copy in the current memory context, without what belongs to running it. */
 extern RlsPlan *rls_plan_copy(const RlsPlan *plan);
+
+/* ---- rls_run.c ---- */
+
+/* The table's slot, with the image in it: until the slot is cleared. */
+extern TupleTableSlot *rls_table_slot(RlsTable *table, const HeapTupleHeaderData *image);
 
 /*
  * Is this image, of the table's layout, visible to the current user, whose

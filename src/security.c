@@ -394,6 +394,15 @@ find_name(const char *list, const char *key, int keylen, const char **name, int 
 	return false;
 }
 
+bool
+security_lists_setting(const char *key)
+{
+	const char *name;
+	int			len;
+
+	return find_name(subdispatch_context_settings, key, strlen(key), &name, &len);
+}
+
 /* Letters, digits, _ and $, in parts that are separated by single dots. */
 static bool
 name_is_valid(const char *name, int len)

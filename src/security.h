@@ -97,6 +97,9 @@ extern Jsonb *security_check_settings(Jsonb *settings, const char *context_setti
 extern void security_try_settings(const SdRights *rights);
 extern SdRights *security_make_rights(Oid role, Jsonb *settings, const char *context_settings);
 
+/* Is it one that subdispatch.context_settings lists? */
+extern bool security_lists_setting(const char *name);
+
 /* check_hook of subdispatch.context_settings */
 extern bool security_check_context_settings(char **newval, void **extra, GucSource source);
 

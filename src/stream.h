@@ -116,6 +116,13 @@ typedef struct SdIdentity
 	Jsonb	   *context;		/* the security context */
 } SdIdentity;
 
+/* A hash of an identity's serial for tables of identities; good in all its bits. */
+static inline uint32
+serial_hash(uint64 serial)
+{
+	return (uint32) ((serial * UINT64CONST(0x9E3779B97F4A7C15)) >> 32);
+}
+
 /* Streams of a channel whose filter asks for one value at one path. */
 typedef struct SdBucket
 {

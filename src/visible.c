@@ -271,7 +271,7 @@ ask_policies(DispatchEvent *e, SdIdentity *identity, RlsView *view)
 	bool		careful = e->careful || suspects[identity->serial % SUSPECTS] == identity->serial;
 
 	evaluating = identity->serial;
-	rls_view(e, identity, visible_rights(identity), !careful, subdispatch_resolver_timeout, view);
+	rls_view(e, identity, !careful, subdispatch_resolver_timeout, view);
 	evaluating = 0;
 }
 
@@ -289,7 +289,9 @@ see_change(DispatchEvent *e, SdIdentity *identity, Visible *v)
 		v->data = e->data;
 		return;
 	}
-	if (!view.allowed)
+	if (!view.allowed ||
+		(e->ev->op != SD_OP_TRUNCATE && !view.row_visible &&
+		 (e->ev->op != SD_OP_UPDATE || !view.old_visible)))
 		deny(v, SD_STAT_DENIED_RLS);
 	else if (e->ev->op == SD_OP_TRUNCATE || sees_both(e, identity, &view))
 		v->data = e->data;
@@ -319,37 +321,50 @@ see(DispatchEvent *e, SdIdentity *identity, Visible *v)
  */
 #define SEEN_FIRST	8
 
+static uint32
+hash_serial(const void *key, Size size)
+{
+	return serial_hash(*(const uint64 *) key);
+}
+
 static void
 make_cache(DispatchEvent *e)
 {
 	HASHCTL		ctl = {
-		.keysize = sizeof(uint64), .entrysize = sizeof(Visible), .hcxt = dispatch_context
+		.keysize = sizeof(uint64), .entrysize = sizeof(Visible), .hash = hash_serial,
+		.hcxt = dispatch_context
 	};
 
-	e->seen = hash_create("subdispatch visible", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	e->seen = hash_create("subdispatch visible", 64, &ctl,
+						  HASH_ELEM | HASH_FUNCTION | HASH_CONTEXT);
 }
 
+/* The identity's place; a new one is not known yet. */
 static Visible *
-find_seen(DispatchEvent *e, uint64 identity)
+get_seen(DispatchEvent *e, uint64 identity)
 {
+	Visible    *v;
+	bool		found = false;
+
 	for (int i = 0; i < e->nseen_first; i++)
 		if (e->seen_first[i].identity == identity)
 			return &e->seen_first[i];
-	return e->seen ? hash_search(e->seen, &identity, HASH_FIND, NULL) : NULL;
-}
-
-static Visible *
-add_seen(DispatchEvent *e, uint64 identity)
-{
-	bool		found;
-
 	if (e->seen_first == NULL)
 		e->seen_first = MemoryContextAlloc(dispatch_context, sizeof(Visible) * SEEN_FIRST);
 	if (e->nseen_first < SEEN_FIRST)
-		return &e->seen_first[e->nseen_first++];
-	if (e->seen == NULL)
-		make_cache(e);
-	return hash_search(e->seen, &identity, HASH_ENTER, &found);
+		v = &e->seen_first[e->nseen_first++];
+	else
+	{
+		if (e->seen == NULL)
+			make_cache(e);
+		v = hash_search(e->seen, &identity, HASH_ENTER, &found);
+	}
+	if (!found)
+	{
+		v->identity = identity;
+		v->known = false;
+	}
+	return v;
 }
 
 void
@@ -378,20 +393,20 @@ sees_everything(DispatchEvent *e, SdIdentity *identity)
 Visible *
 visible_to(DispatchEvent *e, SdIdentity *identity)
 {
-	Visible		fresh = {.identity = identity->serial};
+	Visible		fresh = {.identity = identity->serial, .known = true};
 	Visible    *v = sees_everything(e, identity);
 	MemoryContext old;
 
-	if (v == NULL)
-		v = find_seen(e, identity->serial);
 	if (v)
+		return v;
+	v = get_seen(e, identity->serial);
+	if (v->known)
 		return v;
 	old = MemoryContextSwitchTo(dispatch_context);
 	see(e, identity, &fresh);
 	MemoryContextSwitchTo(old);
 	if (fresh.denied && e->first_time)
 		stats_add(&dispatch_self()->stats, fresh.reason, 1);
-	v = add_seen(e, identity->serial);
 	*v = fresh;
 	return v;
 }

@@ -14,6 +14,7 @@
 typedef struct Visible
 {
 	uint64		identity;		/* serial */
+	bool		known;			/* false: an error came before that */
 	bool		denied;			/* sees nothing of it; all else is unset then */
 	SdCounter	reason;			/* which step denied it */
 	bool		leave;			/* a row left its sight: whatever filters say */
