@@ -92,7 +92,8 @@ def main():
     server.stop()
     print()
     for place, (client, backends, dispatchers) in PLACEMENTS.items():
-        print(f"Placement \"{place}\": load generator on {sorted(client)}, server on {sorted(backends)}, dispatchers on {sorted(dispatchers)}")
+        print(f"Placement \"{place}\": load generator on {sorted(client)}, server on {sorted(backends)}, "
+              f"dispatchers on {sorted(dispatchers)}")
     print()
     print("\n".join(report.table(results)))
     print()

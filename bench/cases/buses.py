@@ -121,9 +121,10 @@ class BusBacklog(Bus):
 
     name = "bus_backlog"
     title = "After an outage of Redis under load: draining what has waited"
-    what = "pgbench publishes with 8 clients while Redis stands still; then, from Redis going on to the other server having dispatched everything"
+    what = "8 clients publish while Redis stands still; then, from Redis going on to the other server having dispatched all"
     metrics = [Metric("rate", "events/s", "higher", label="drained"), Metric("backlog", "events", label="waited when Redis went on"),
-               Metric("seconds", "s", label="until all was drained"), Metric("tps", "transactions/s", "higher", label="commits during the outage")]
+               Metric("seconds", "s", label="until all was drained"),
+               Metric("tps", "transactions/s", "higher", label="commits during the outage")]
     series = [TWO]
     baseline = None
     rounds = 0.5
@@ -185,4 +186,4 @@ class BusInsert(Insert):
 
     def targets(self, result):
         c = result.compare(None, self.series[2], None, self.series[1])
-        return [result.at_least(f"Redis bus: commits as fast as with the memory bus, 0.95 at least [{c.low:.3f}..{c.high:.3f}]", c.median, 0.95, "x")]
+        return [result.at_least(f"Redis bus: at least 0.95 of the memory bus' commits [{c.low:.3f}..{c.high:.3f}]", c.median, 0.95, "x")]

@@ -60,7 +60,8 @@ class Own(Benchmark):
     name = "own_streams"
     title = "One event to N subscriptions, a response stream for each"
     what = "time from taking an event to all its responses being readable, for each subscription"
-    metrics = [Metric("each", "µs per event and subscription", label="time until all can read"), Metric("time", "µs per event", label="the same for all"), DISPATCH_METRIC]
+    metrics = [Metric("each", "µs per event and subscription", label="time until all can read"),
+               Metric("time", "µs per event", label="the same for all"), DISPATCH_METRIC]
     placement = "apart"
     xs = [1, 100, 1000, 10000, 100000]
     quick_xs = [1, 100]

@@ -102,8 +102,8 @@ class Insert(Benchmark):
             os.unlink(old)
         with open(script, "w", encoding="ascii") as f:
             f.write(SCRIPT.format(table=table))
-        process = self.server.start("/usr/bin/env", "pgbench", "-n", "-M", "prepared", "-c", CLIENTS, "-j", 2, "-T", max(1, round(self.seconds)),
-                                    "-f", script, "-l", "--sampling-rate=0.1", "--log-prefix", prefix + "_log", env=env)
+        process = self.server.start("/usr/bin/env", "pgbench", "-n", "-M", "prepared", "-c", CLIENTS, "-j", 2,
+                                    "-T", max(1, round(self.seconds)), "-f", script, "-l", "--sampling-rate=0.1", "--log-prefix", prefix + "_log", env=env)
         output, _ = process.communicate()
         tps = re.search(r"^tps = ([0-9.]+)", output, re.M)
         if process.returncode != 0 or not tps:
@@ -113,12 +113,14 @@ class Insert(Benchmark):
             with open(log, encoding="ascii") as f:
                 latencies += [int(line.split()[2]) for line in f]
         latencies.sort()
-        return {"tps": float(tps.group(1)), "p50": latencies[len(latencies) // 2] / 1000, "p99": latencies[len(latencies) * 99 // 100] / 1000}
+        return {"tps": float(tps.group(1)), "p50": latencies[len(latencies) // 2] / 1000,
+                "p99": latencies[len(latencies) * 99 // 100] / 1000}
 
     def targets(self, result):
         targets = []
         for series in self.series:
             if series.startswith("publish_change"):
                 c = result.compare(None, series, None, "empty trigger")
-                targets.append(result.at_least(f"{series}: at least 0.95 of the empty trigger [{c.low:.3f}..{c.high:.3f}]", c.median, 0.95, "x"))
+                targets.append(result.at_least(f"{series}: at least 0.95 of the empty trigger [{c.low:.3f}..{c.high:.3f}]",
+                                               c.median, 0.95, "x"))
         return targets

@@ -65,7 +65,8 @@ class Memory(Benchmark):
     name = "memory"
     title = "Subscribing N times in one statement, and the shared memory it takes"
     what = "the share of the hash tables, which are of a fixed size, included"
-    metrics = [Metric("rate", "subscriptions/s", "higher", label="subscribing in one statement"), Metric("bytes", "bytes", label="shared memory each"),
+    metrics = [Metric("rate", "subscriptions/s", "higher", label="subscribing in one statement"),
+               Metric("bytes", "bytes", label="shared memory each"),
                Metric("end", "subscriptions/s", "higher", label="ending them with their consumer")]
     settings = MILLION
     placement = "two cores"
@@ -98,7 +99,8 @@ class Memory(Benchmark):
     def targets(self, result):
         n = max(self.xs)
         return [
-            result.at_most(f"{n:,} sharing one stream: at most 400 bytes each", result.median(n, "sharing one stream", "bytes"), 400, " bytes"),
+            result.at_most(f"{n:,} sharing one stream: at most 400 bytes each",
+                           result.median(n, "sharing one stream", "bytes"), 400, " bytes"),
             result.at_most(f"{n:,} with a filter each: in 1 GB", result.median(n, "a filter each", "bytes") * n / 2 ** 30, 1, " GB"),
             result.at_least(f"{n:,} sharing one stream: at least 50,000/s", result.median(n, "sharing one stream", "rate"), 50000, "/s"),
             result.at_least(f"{n:,} with a filter each: at least 50,000/s", result.median(n, "a filter each", "rate"), 50000, "/s"),

@@ -65,7 +65,8 @@ class RowSecurity(Benchmark):
         server = self.server
         events = 20 if self.quick else max(20, min(300, 100000 // x))
         server.execute("DROP POLICY IF EXISTS bench ON bench_rows")
-        server.execute(f"CREATE POLICY bench ON bench_rows FOR SELECT TO bench_tenants USING ({POLICIES.get(series, POLICIES['a setting'])})")
+        policy = POLICIES.get(series, POLICIES["a setting"])
+        server.execute(f"CREATE POLICY bench ON bench_rows FOR SELECT TO bench_tenants USING ({policy})")
         server.subscribe(x, channel="bench_rows", run_as="bench_tenants", max_pending=5,
                          identity="'1'" if series == SHARED else "i::text")
         server.place(self.placement)
@@ -82,7 +83,8 @@ class RowSecurity(Benchmark):
 
     def targets(self, result):
         return [
-            result.at_most("1,000 identities, a sub-select on the row: at most 3 ms", result.median(1000, "a sub-select on the row") / 1000, 3, " ms"),
+            result.at_most("1,000 identities, a sub-select on the row: at most 3 ms",
+                           result.median(1000, "a sub-select on the row") / 1000, 3, " ms"),
             result.at_most("1,000 identities, a sub-select on the identity: at most 1 ms",
                            result.median(1000, "a sub-select on the identity") / 1000, 1, " ms"),
             result.at_most("1,000 identities, a setting: at most 1 ms", result.median(1000, "a setting") / 1000, 1, " ms"),

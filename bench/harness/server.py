@@ -86,9 +86,10 @@ class Server:
         with open(os.path.join(self.data, "postgresql.auto.conf"), "w", encoding="utf-8") as conf:
             for name, value in wanted.items():
                 conf.write(f"{name} = '{value}'\n")
-        started_before = os.path.exists(os.path.join(self.data, "postmaster.opts"))
-        subprocess.run([os.path.join(self.bindir, "pg_ctl"), "-D", self.data, *(["-m", "fast"] if started_before else []), "-t", "120", "-w",
-                        "-l", os.path.join(self.directory, "server.log"), "restart" if started_before else "start"],
+        # "restart" starts a server that is stopped, but none that never ran
+        how = ["restart", "-m", "fast"] if os.path.exists(os.path.join(self.data, "postmaster.opts")) else ["start"]
+        subprocess.run([os.path.join(self.bindir, "pg_ctl"), *how, "-D", self.data, "-t", "120", "-w",
+                        "-l", os.path.join(self.directory, "server.log")],
                        check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.current = wanted
         self.db = self.connect()
