@@ -15,6 +15,7 @@ ALL = {benchmark.name: benchmark for benchmark in (
     throughput.Many,
     registry.Memory,
     registry.Calls,
+    registry.Beside,
     buses.BusLatency,
     buses.BusRate,
     buses.BusInsert,

@@ -1,5 +1,6 @@
 """Many subscriptions: what they take, and what the rest of the interface takes while they are there."""
 
+import threading
 import time
 
 from harness.suite import Benchmark, Metric
@@ -59,6 +60,50 @@ class Calls(Benchmark):
 
     def teardown(self):
         self.server.end("bench", "extra")
+
+
+class Beside(Benchmark):
+    """Whether what takes long holds up the others."""
+
+    name = "beside"
+    title = "An event to a waiting consumer, beside work on very many subscriptions"
+    what = "another session works on 300,000 subscriptions meanwhile; time from sending the transaction to poll(timeout) having its event"
+    metrics = [Metric("p99", "µs", label="99th percentile"), Metric("p50", "µs", label="median"), Metric("max", "µs", label="maximum")]
+    settings = MILLION
+    placement = "free"
+    series = ["nothing else", "subscribing", "view subscriptions", "ending them"]
+    baseline = "nothing else"
+    comparison = "difference"
+    log = False
+    rounds = 0.7
+    many = 300000
+
+    def subscribe_many(self):
+        self.server.subscribe(2000 if self.quick else self.many, consumer="many", channel="many", prefix="m",
+                              filter_="jsonb_build_object('customer', i)")
+
+    def run(self, x, series):
+        server = self.server
+        work = {
+            "nothing else": lambda: None,
+            "subscribing": self.subscribe_many,
+            "view subscriptions": lambda: server.execute("SELECT count(*) FROM subdispatch.subscriptions"),
+            "ending them": lambda: server.end("many"),
+        }[series]
+        server.subscribe()
+        if series in ("view subscriptions", "ending them"):
+            self.subscribe_many()
+        server.place(self.placement)
+        process = server.start("latency", "poll", 100 if self.quick else 1000)
+        time.sleep(0.05)
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            figures = server.finish(process)
+        finally:
+            thread.join()
+        server.end("bench", "many")
+        return {key: figures[key] for key in ("p99", "p50", "max")}
 
 
 class Memory(Benchmark):

@@ -34,17 +34,14 @@ def x_name(x):
     return "" if x is None else f"{x:,}" if isinstance(x, int) else str(x)
 
 
-def compared_text(compared, better):
+def compared_text(compared):
+    """1.07x [0.95..1.20], or +3.1 [2.0..4.4]"""
     if not compared:
         return ""
-    if compared["kind"] == "ratio":
-        text = f"{number(compared['median'])}x"
-        form = "{}"
-    else:
-        text = f"{compared['median']:+.1f}"
-        form = "{}"
+    ratio = compared["kind"] == "ratio"
+    text = f"{number(compared['median'])}x" if ratio else f"{compared['median']:+.1f}"
     if len(compared["rounds"]) > 1:
-        text += f" [{form.format(number(compared['low']))}..{form.format(number(compared['high']))}]"
+        text += f" [{number(compared['low'])}..{number(compared['high'])}]"
     return text
 
 
@@ -59,7 +56,7 @@ def table(results):
                 variant = point["series"] + (" (baseline)" if point["series"] == r["baseline"] else "")
                 rows.append((r["name"], x_name(point["x"]), variant, units[key]["label"], number(m["median"]),
                              f"{number(m['min'])}..{number(m['max'])}", units[key]["unit"],
-                             compared_text(m.get("compared"), units[key]["better"])))
+                             compared_text(m.get("compared"))))
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     right = {4, 5}
 

@@ -183,13 +183,14 @@ compare_samples(const void *a, const void *b)
 }
 
 void
-print_samples(int64_t *samples, long count)
+print_samples(int64_t *samples, long count, int64_t cpu_ns)
 {
 	double		sum = 0;
 
 	qsort(samples, count, sizeof(*samples), compare_samples);
 	for (long i = 0; i < count; i++)
 		sum += samples[i];
-	printf("{\"count\": %ld, \"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}\n", count,
-		   sum / count / 1000, samples[count / 2] / 1000.0, samples[count * 99 / 100] / 1000.0, samples[count - 1] / 1000.0);
+	printf("{\"count\": %ld, \"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f, \"cpu_seconds\": %.6f}\n", count,
+		   sum / count / 1000, samples[count / 2] / 1000.0, samples[count * 99 / 100] / 1000.0, samples[count - 1] / 1000.0,
+		   cpu_ns / 1e9);
 }

@@ -56,7 +56,10 @@ extern int64_t backend_cpu_ns(PGconn *conn);
 /* Waits until the socket can be read. */
 extern void wait_readable(int fd);
 
-/* Prints count, mean, p50, p99 and max, in microseconds, of samples in ns. */
-extern void print_samples(int64_t *samples, long count);
+/*
+ * Prints count, mean, p50, p99 and max, in microseconds, of samples in ns, and
+ * the processor time that they took.
+ */
+extern void print_samples(int64_t *samples, long count, int64_t cpu_ns);
 
 #endif							/* BENCH_H */

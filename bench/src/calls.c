@@ -28,6 +28,7 @@ main(int argc, char **argv)
 	int64_t    *samples;
 	long		count;
 	long		warm;
+	int64_t		cpu = 0;
 	PGconn	   *conn;
 
 	if (argc != 3 && argc != 4)
@@ -43,6 +44,8 @@ main(int argc, char **argv)
 		PGresult   *result;
 		int64_t		start;
 
+		if (i == warm)
+			cpu = own_cpu_ns() + backend_cpu_ns(conn);
 		if (argc == 4)
 			fill(parameter, sizeof(parameter), argv[3], i + 1);
 		start = now_ns();
@@ -51,7 +54,7 @@ main(int argc, char **argv)
 			samples[i - warm] = now_ns() - start;
 		PQclear(db_expect(conn, result, PGRES_TUPLES_OK));
 	}
-	print_samples(samples, count);
+	print_samples(samples, count, own_cpu_ns() + backend_cpu_ns(conn) - cpu);
 	PQfinish(conn);
 	free(samples);
 	return 0;

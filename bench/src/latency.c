@@ -132,11 +132,13 @@ finish_wait(PGconn *conn, const Way *way)
 		PQclear(db_result(conn, PGRES_PIPELINE_SYNC));
 }
 
-static void
+/* Returns the processor time, this process' and its backends'. */
+static int64_t
 measure_database(const Way *way, int64_t *samples, long count)
 {
 	PGconn	   *publisher = db_connect();
 	PGconn	   *consumer = db_connect_consumer();
+	int64_t		cpu = 0;
 	char		data[DATA_SIZE];
 	const char *params[1] = {data};
 
@@ -154,6 +156,8 @@ measure_database(const Way *way, int64_t *samples, long count)
 		long		n = i + WARM + 1000000;
 		int64_t		start;
 
+		if (i == 0)
+			cpu = own_cpu_ns() + backend_cpu_ns(publisher) + backend_cpu_ns(consumer);
 		begin_wait(consumer, way);
 		sleep_us(PAUSE_US);
 		make_data(data, n);
@@ -166,17 +170,20 @@ measure_database(const Way *way, int64_t *samples, long count)
 		PQclear(db_result(publisher, PGRES_TUPLES_OK));
 		db_end(publisher);
 	}
+	cpu = own_cpu_ns() + backend_cpu_ns(publisher) + backend_cpu_ns(consumer) - cpu;
 	PQfinish(consumer);
 	PQfinish(publisher);
+	return cpu;
 }
 
-static void
+static int64_t
 measure_redis(int64_t *samples, long count)
 {
 	redisContext *publisher = redis_connect();
 	redisContext *consumer = redis_connect();
 	redisReply *reply = redisCommand(consumer, "SUBSCRIBE " CHANNEL);
 	char		data[DATA_SIZE];
+	int64_t		cpu = 0;
 
 	if (reply == NULL)
 		die("redis: %s", consumer->errstr);
@@ -187,6 +194,8 @@ measure_redis(int64_t *samples, long count)
 		int64_t		start;
 		int			done = 0;
 
+		if (i == 0)
+			cpu = own_cpu_ns();
 		sleep_us(PAUSE_US);
 		make_data(data, n);
 		start = now_ns();
@@ -204,8 +213,10 @@ measure_redis(int64_t *samples, long count)
 			die("redis: %s", publisher->errstr);
 		freeReplyObject(reply);
 	}
+	cpu = own_cpu_ns() - cpu;
 	redisFree(consumer);
 	redisFree(publisher);
+	return cpu;
 }
 
 int
@@ -213,6 +224,7 @@ main(int argc, char **argv)
 {
 	const Way  *way = NULL;
 	int64_t    *samples;
+	int64_t		cpu = 0;
 	long		count;
 
 	if (argc != 3)
@@ -224,12 +236,12 @@ main(int argc, char **argv)
 		if (strcmp(argv[1], ways[i].name) == 0)
 			way = &ways[i];
 	if (way != NULL)
-		measure_database(way, samples, count);
+		cpu = measure_database(way, samples, count);
 	else if (strcmp(argv[1], "redis") == 0)
-		measure_redis(samples, count);
+		cpu = measure_redis(samples, count);
 	else
 		die("unknown way \"%s\"", argv[1]);
-	print_samples(samples, count);
+	print_samples(samples, count, cpu);
 	free(samples);
 	return 0;
 }
