@@ -1,11 +1,11 @@
-"""Writes the README's section "How fast" from the JSON in bench/results: readme.py CHECKOUT"""
+"""Draws the charts, and writes the README's section "How fast", from the JSON in bench/results: readme.py CHECKOUT"""
 
 import os
 import re
 import sys
 
 import cases
-from harness import report
+from harness import chart, report
 from harness.figures import number
 
 BEGIN, END = "<!-- made by make bench README=1 -->", "<!-- end of what make bench README=1 made -->"
@@ -28,9 +28,15 @@ class Results:
                 return point["metrics"].get(key)
         return None
 
-    def text(self, name, x, series, unit, metric=None, scale=1.0):
+    def text(self, name, x, series, unit, metric=None):
+        """The median as the README has it; microseconds become ms or s where there are many."""
         m = self.metric(name, x, series, metric)
-        return f"{number(m['median'] * scale)}{unit}" if m else "–"
+        if m is None:
+            return "–"
+        value = m["median"]
+        if unit == " µs" and value >= 1000:
+            value, unit = (value / 1e6, " s") if value >= 1e6 else (value / 1000, " ms")
+        return f"{number(value)}{unit}"
 
 
 def rows(r):
@@ -50,7 +56,7 @@ def rows(r):
          f"Python process: {r.text('own_streams', 10000, each, us, 'time')}"),
         ("An event that one of 1,000,000 filters matches", r.text("filters", 1000000, "subdispatch", us),
          f"one subscription: {r.text('filters', 1, 'subdispatch', us)}"),
-        ("A change under row-level security, 1,000 identities", r.text("row_security", 1000, "a setting", " ms", scale=0.001),
+        ("A change under row-level security, 1,000 identities", r.text("row_security", 1000, "a setting", us),
          f"one identity: {r.text('row_security', 1000, 'one identity shared by all', us)}"),
         ("INSERTs with a trigger that publishes, 32 clients", r.text("insert", None, insert, "/s"),
          f"empty trigger: {r.text('insert', None, 'empty trigger', '/s')}; "
@@ -98,7 +104,10 @@ def main(checkout):
         text = f.read()
     if BEGIN not in text or END not in text:
         sys.exit(f"README.md has no place for the figures: {BEGIN} … {END}")
-    made = section(Results(checkout))
+    results = Results(checkout)
+    for result in results.all.values():
+        chart.write(result, os.path.join(checkout, "bench", "results"))
+    made = section(results)
     text = re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: made, text, flags=re.S)
     with open(path, "w", encoding="utf-8") as f:
         f.write(text)

@@ -1,13 +1,17 @@
 """Charts as SVG, without any library: lines over a logarithmic x, or bars in groups. Light ground, so that they can be read on
 any page; every value that a bar stands for is written beside it."""
 
+import itertools
 import math
 from xml.sax.saxutils import escape
 
 from .figures import number
 from .report import x_name
 
-COLORS = ["#1f6feb", "#d1242f", "#8250df", "#bf8700", "#1a7f37", "#57606a", "#0a3069", "#cf6d17"]
+# What is compared with has these beginnings: it is shown in warm colors, subdispatch in cold ones.
+OTHERS = ("NOTIFY", "pg_notify", "Python", "Redis pub/sub", "outbox", "SELECT", "no trigger", "empty trigger", "nothing else")
+WARM = ["#d1242f", "#bf8700", "#8c6a5d", "#f0883e", "#6e7781"]
+COLD = ["#1f6feb", "#1a7f37", "#8250df", "#54aeff", "#0a3069", "#3fb7a5", "#57606a"]
 INK, PALE, GRID = "#1f2328", "#59636e", "#d8dee4"
 FONT = "font-family=\"-apple-system,Segoe UI,Helvetica,Arial,sans-serif\""
 
@@ -79,6 +83,11 @@ def unique(items):
     return list(dict.fromkeys(items))
 
 
+def colors(series):
+    shades = {True: itertools.cycle(WARM), False: itertools.cycle(COLD)}
+    return {s: next(shades[s.startswith(OTHERS)]) for s in series}
+
+
 def heading(canvas, result, metric):
     canvas.text(16, 26, result["title"], 16, bold=True)
     direction = "lower is better" if metric["better"] == "lower" else "higher is better"
@@ -96,7 +105,7 @@ def bars(result):
     points, metric = shown(result)
     xs = unique(p[0] for p in points)
     series = unique(p[1] for p in points)
-    color = {s: COLORS[i % len(COLORS)] for i, s in enumerate(series)}
+    color = colors(series)
     label_width = 24 + max(text_width(s, 12) for s in series)
     height_of_bar, gap, top = 19, 14, 64
     named = [x for x in xs if x is not None]
@@ -149,9 +158,8 @@ def lines(result):
     canvas.text(22, (top + bottom) / 2, metric["unit"], 12, "middle", turned=True)
     taken = []
     ends = []
-    for i, s in enumerate(series):
+    for s, color in colors(series).items():
         mine = sorted((p for p in points if p[1] == s), key=lambda p: p[0])
-        color = COLORS[i % len(COLORS)]
         for x, _, _, low, high in mine:
             canvas.line(across(x), up(low), across(x), up(high), color)
         canvas.path([(across(p[0]), up(p[2])) for p in mine], color)
