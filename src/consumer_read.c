@@ -292,7 +292,10 @@ collect(Turn *t)
 	bool		acking = t->poll->acking;
 
 	if (acking && consumer_drained(t->consumer))
+	{
+		pg_atomic_write_u64(&t->consumer->pending_since, 0);
 		return true;
+	}
 	if (acking && !ack_reserve(t->poll->max))
 		return false;
 	poll_ended(t);

@@ -17,7 +17,7 @@ if [ -z "${PG_CONFIG:-}" ]; then
 fi
 
 # redis-tools has the program of redis-server, without the service that redis-server would start.
-TEST_PACKAGES=(perl libipc-run-perl redis-tools openssl)
+TEST_PACKAGES=(perl libipc-run-perl python3-psycopg redis-tools openssl)
 
 BASE=          # this run's directory; everything that a run makes is below it
 AS=()          # the prefix that makes a command run as the unprivileged user, in a clean environment
