@@ -199,6 +199,30 @@ metrics_dispatchers(StringInfo out, SdDatabase *database, const char *db,
 			   database ? value(&database->dispatchers[i]) : 0);
 }
 
+/* Only where Redis is used, or there is something left for it. */
+static bool
+uses_redis(SdDatabase *database)
+{
+	return subdispatch_event_bus == SD_BUS_REDIS ||
+		(database && pg_atomic_read_u32(&database->bus.wanted) > 0);
+}
+
+static void
+metrics_bus(StringInfo out, SdDatabase *database, const char *db)
+{
+	SdDispatcher *place = database ? &database->dispatchers[SD_BUS_PLACE] : NULL;
+
+	if (!uses_redis(database))
+		return;
+	head(out, "bus_up", "gauge", "Whether the bus worker is connected to Redis.");
+	sample(out, "bus_up", db,
+		   place && redis_state(database, NULL, 0, NULL) == SD_BUS_CONNECTED ? 1 : 0);
+	head(out, "bus_queue_events", "gauge", "Events that wait for Redis.");
+	sample(out, "bus_queue_events", db, place ? dispatcher_events(place) : 0);
+	head(out, "bus_queue_bytes", "gauge", "Bytes of events that wait for Redis, reserved ones included.");
+	sample(out, "bus_queue_bytes", db, place ? dispatcher_bytes(place) : 0);
+}
+
 static void
 metrics_memory(StringInfo out)
 {
@@ -246,6 +270,7 @@ subdispatch_metrics(PG_FUNCTION_ARGS)
 		 "Channels without subscriptions whose events still go into the history.");
 	sample(&out, "lingering_channels", db,
 		   database ? pg_atomic_read_u32(&database->nlingering) : 0);
+	metrics_bus(&out, database, db);
 	head(&out, "queue_size_bytes", "gauge", "Bytes that fit into the queue of each dispatcher.");
 	sample(&out, "queue_size_bytes", "", (uint64) subdispatch_event_queue_size * 1024);
 	head(&out, "launcher_up", "gauge", "Whether the launcher runs.");
@@ -339,8 +364,7 @@ check_bus(Health *health, SdDatabase *database)
 	TimestampTz since;
 
 	initStringInfo(&health->bus);
-	if (subdispatch_event_bus != SD_BUS_REDIS &&
-		(database == NULL || pg_atomic_read_u32(&database->bus.wanted) == 0))
+	if (!uses_redis(database))
 		return;
 	if (subdispatch_redis_url == NULL)
 		problem(health, HEALTH_DEGRADED, "the Redis bus cannot be used without subdispatch.redis_url");
