@@ -112,6 +112,7 @@ typedef struct SdBusSender
 typedef struct SdBusProgress
 {
 	uint64		position;		/* id of the last entry read */
+	uint64		part;			/* second half of its id in Redis; ours have 0 */
 	uint64		chain;			/* of the last good one: the next names it */
 	int64		oldest_sent;	/* what unknown senders sent before is old */
 	SdBusSender senders[SD_BUS_SENDERS];

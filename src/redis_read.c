@@ -29,8 +29,8 @@
  *		 past our position, or Redis has lost what it had: all subscriptions of
  *		 the database are told that something is missing.
  *
- * The id is not authenticated (Redis gives it), so it must be plausible.  What
- * fails 1 or 2 is counted, logged at a limited rate, and passed over.
+ * The id is not authenticated (Redis gives it), so it must be plausible: see
+ * up_to_future().  What fails 1 or 2 is counted, logged at a limited rate, and passed over.
  *
  * Locks: order_lock and registry_lock (shared), in what it calls.
  *
@@ -53,7 +53,7 @@
 #define BLOCK_MS			2000	/* that Redis waits for an entry */
 #define CHUNK_BYTES			(1024 * 1024)	/* of text, that are checked together */
 #define SENT_TOLERANCE		INT64CONST(600000000)	/* us */
-#define FUTURE_TOLERANCE	INT64CONST(172800000000)	/* us; the script allows one day */
+#define FUTURE_TOLERANCE	INT64CONST(86400000000) /* us; as the script has it */
 
 RedisLink	read_link;
 
@@ -77,6 +77,7 @@ typedef struct Item
 	Verdict		verdict;
 	const char *why;			/* ENTRY_BAD */
 	uint64		id;
+	uint64		part;			/* second half of the id; 0 unless it is a bad one */
 	uint64		prev;
 	BusEntry	entry;
 	SdEvent    *ev;				/* NULL: concerns nobody here, or is unusable */
@@ -104,18 +105,21 @@ parse_number(const char *s, Size len, uint64 *value)
 	return true;
 }
 
-/* "<id>-0"; *id gets what it can even if it is no id of ours. */
+/* "<id>-0"; both halves are found even if it is no id of ours. */
 static bool
-parse_id(const redisReply *reply, uint64 *id)
+parse_id(const redisReply *reply, uint64 *id, uint64 *part)
 {
 	const char *dash;
 
-	*id = 0;
+	*id = *part = 0;
 	if (reply->type != REDIS_REPLY_STRING)
 		return false;
 	*id = strtou64(reply->str, NULL, 10);
 	dash = memchr(reply->str, '-', reply->len);
-	return dash != NULL && strcmp(dash, "-0") == 0 &&
+	if (dash == NULL)
+		return false;
+	*part = strtou64(dash + 1, NULL, 10);
+	return strcmp(dash, "-0") == 0 &&
 		parse_number(reply->str, (Size) (dash - reply->str), id);
 }
 
@@ -154,10 +158,8 @@ parse_entry(const redisReply *reply, Item *item)
 
 	if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2)
 		return "it is no entry of a stream";
-	if (!parse_id(reply->element[0], &item->id) || item->id == 0)
+	if (!parse_id(reply->element[0], &item->id, &item->part) || item->id == 0)
 		return "its id is none of an event";
-	if ((int64) item->id > bus_now() + FUTURE_TOLERANCE || item->id >= SD_MAX_EVENT_ID)
-		return "its id is too far ahead of time";
 	if (!parse_fields(reply->element[1], values) ||
 		!parse_number(values[0].data, values[0].len, &item->prev) ||
 		!parse_number(values[2].data, values[2].len, &entry->number) ||
@@ -283,6 +285,13 @@ add_sender(SdBusProgress *progress, const char *name)
 	return place;
 }
 
+static void
+set_position(SdBusProgress *progress, uint64 id, uint64 part)
+{
+	progress->position = id;
+	progress->part = part;
+}
+
 /*
  * Moves past an entry: decides whether it is new, and whether anything before
  * it is missing.
@@ -295,12 +304,15 @@ advance(SdBusProgress *progress, Item *item)
 
 	if (item->verdict == ENTRY_BAD || item->id <= progress->position)
 	{
-		/* one whose id is nonsense must not come again */
+		/* whatever its id is, it must not come again */
 		item->verdict = ENTRY_BAD;
-		progress->position = Max(progress->position, item->id);
+		if (item->id > progress->position)
+			set_position(progress, item->id, item->part);
+		else if (item->id == progress->position)
+			progress->part = Max(progress->part, item->part);
 		return;
 	}
-	progress->position = item->id;
+	set_position(progress, item->id, 0);
 	sender = find_sender(progress, entry->sender.data);
 	if (sender ? entry->number <= sender->number : entry->sent_at <= progress->oldest_sent)
 	{
@@ -479,6 +491,29 @@ forget_entries(void)
 }
 
 /*
+ * An id that is more than a day ahead of time is none of the script's: nothing
+ * that comes after it can be.  To go past it would be to miss what comes when
+ * the stream has been put right.  Returns how many entries stand before it.
+ */
+static int
+up_to_future(const Item *items, int n)
+{
+	uint64		limit = (uint64) (bus_now() + FUTURE_TOLERANCE);
+
+	for (int i = 0; i < n; i++)
+		if (items[i].id > limit)
+			return i;
+	return n;
+}
+
+static void
+refuse_future(void)
+{
+	stats_add(&bus_db->stats, SD_STAT_BAD_ENVELOPES, 1);
+	conn_fail(&read_link.conn, "an entry in the stream has an id more than a day ahead of time: remove the stream from Redis");
+}
+
+/*
  * Links some of the entries at hand; true if all of them are done with.  An
  * error leaves the rest to be read again.
  */
@@ -504,6 +539,7 @@ link_some(void)
 		bytes += entry_size(entry);
 		CHECK_FOR_INTERRUPTS();
 	}
+	n = up_to_future(items, n);
 	done = link_items(items, n);
 	for (int i = 0; i < done; i++)
 		complain(&items[i]);
@@ -513,6 +549,8 @@ link_some(void)
 
 	next_entry += done;
 	no_room = done < n;
+	if (n == 0)
+		refuse_future();
 	return next_entry == entries->elements;
 }
 
@@ -544,9 +582,8 @@ ask_entries(void)
 	RedisConn  *conn = &read_link.conn;
 	char		after[48];
 
-	/* entries of others may have the same first half of the id */
-	snprintf(after, sizeof(after), UINT64_FORMAT "-18446744073709551615",
-			 bus_self()->progress.position);
+	snprintf(after, sizeof(after), UINT64_FORMAT "-" UINT64_FORMAT,
+			 bus_self()->progress.position, bus_self()->progress.part);
 	/* the first one does not wait, and shows that all is well */
 	conn_begin(conn, read_link.healthy ? 8 : 6);
 	conn_arg_string(conn, "XREAD");
@@ -575,7 +612,7 @@ begin_at_end(const redisReply *reply, uint64 prev)
 	memset(progress, 0, sizeof(SdBusProgress));
 	progress->position = progress->chain = prev;
 	progress->oldest_sent = bus_now() - SENT_TOLERANCE;
-	for (Size i = 1; i + 1 < reply->elements; i += 2)
+	for (Size i = 2; i + 1 < reply->elements; i += 2)
 	{
 		const redisReply *name = reply->element[i];
 		const redisReply *number = reply->element[i + 1];
@@ -597,7 +634,7 @@ begin_at_end(const redisReply *reply, uint64 prev)
  * was started without all of its data) something may be missing.
  */
 static void
-go_on(uint64 prev)
+go_on(uint64 prev, uint64 top)
 {
 	SdBusProgress *progress = &bus_self()->progress;
 
@@ -606,7 +643,9 @@ go_on(uint64 prev)
 		tell_gap(NULL);
 		progress->chain = prev;
 	}
-	progress->position = Min(progress->position, Max(prev, progress->chain));
+	/* entries of others that we have passed were removed, with the stream */
+	if (progress->position > top)
+		set_position(progress, progress->chain, 0);
 }
 
 /* False if the reply is not that of script_hello. */
@@ -615,15 +654,18 @@ take_hello(const redisReply *reply)
 {
 	SdBus	   *bus = bus_self();
 	uint64		prev;
+	uint64		top;
 
-	if (reply->type != REDIS_REPLY_ARRAY || reply->elements < 1 ||
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements < 2 ||
 		reply->element[0]->type != REDIS_REPLY_STRING ||
+		reply->element[1]->type != REDIS_REPLY_STRING ||
 		!parse_number(reply->element[0]->str, reply->element[0]->len, &prev))
 		return false;
+	top = strtou64(reply->element[1]->str, NULL, 10);
 
 	HOLD_INTERRUPTS();
 	if (bus->has_position)
-		go_on(prev);
+		go_on(prev, top);
 	else
 	{
 		begin_at_end(reply, prev);
@@ -677,6 +719,17 @@ read_waits_for_room(void)
 	return no_room;
 }
 
+/*
+ * The last entries were not ours.  If whoever keeps Redis removes them and the
+ * stream, ids go on below theirs.
+ */
+static void
+look_again(void)
+{
+	reading = false;
+	ask_hello();
+}
+
 /* False if it is none to what was asked. */
 static bool
 take_reply(redisReply *reply)
@@ -693,6 +746,8 @@ take_reply(redisReply *reply)
 	if (reply->type == REDIS_REPLY_NIL)
 	{
 		freeReplyObject(reply);
+		if (bus_self()->progress.position > bus_self()->progress.chain)
+			look_again();
 		return true;
 	}
 	if (entries_of(reply) == NULL)

@@ -113,7 +113,8 @@ const char *const script_send =
 /*
  * KEYS: stream, state.
  * ARGV: floor.
- * Returns the id of the stream's last event, then each sender's name and number.
+ * Returns the id of the stream's last event, that of its last entry (also if it is
+ * not one of ours), then each sender's name and number.
  */
 const char *const script_hello =
 "local state = redis.call('HMGET', KEYS[2], 'prev', 'floor')\n"
@@ -127,7 +128,12 @@ const char *const script_hello =
 "if floor > now and floor > tonumber(prev) + 1 and floor > tonumber(state[2] or '0') then\n"
 "  redis.call('HSET', KEYS[2], 'floor', ARGV[1])\n"
 "end\n"
-"local result = {prev}\n"
+"local top = '0'\n"
+"local info = redis.pcall('XINFO', 'STREAM', KEYS[1])\n"
+"for i = 1, #info, 2 do\n"
+"  if info[i] == 'last-generated-id' then top = string.match(info[i + 1], '^%d+') end\n"
+"end\n"
+"local result = {prev, top}\n"
 "local all = redis.call('HGETALL', KEYS[2])\n"
 "for i = 1, #all, 2 do\n"
 "  local sender = string.match(all[i], '^s:(%x+)$')\n"
