@@ -33,7 +33,7 @@
 
 int			subdispatch_event_bus = SD_BUS_MEMORY;
 int			subdispatch_dispatchers = 2;
-int			subdispatch_max_subscriptions = 10000;
+int			subdispatch_max_subscriptions = 50000;
 int			subdispatch_shared_memory_size = 64 * 1024;
 int			subdispatch_event_queue_size = 16 * 1024;
 int			subdispatch_event_history_size = 4 * 1024;
