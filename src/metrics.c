@@ -22,6 +22,7 @@
 
 #include "bus.h"
 #include "history.h"
+#include "sqlfuncs.h"
 #include "views.h"
 
 PG_FUNCTION_INFO_V1(subdispatch_metrics);
@@ -447,6 +448,7 @@ subdispatch_reset_stats(PG_FUNCTION_ARGS)
 	SdDatabase *database;
 
 	sd_require_preload();
+	refuse_in_policy();
 	database = database_get(false, true);
 	if (database)
 		stats_reset(database);

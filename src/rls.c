@@ -103,18 +103,27 @@ typedef struct Job
 	bool		old_visible;
 } Job;
 
+static const void *
+image(const SdEvent *ev, uint32 offset)
+{
+	return offset ? (const char *) ev + offset : NULL;
+}
+
 static void
 look_at_images(Job *job, RlsPlan *plan, RlsTable *table, MemoryContext context)
 {
 	const SdEvent *ev = job->ev;
-	const char *base = (const char *) ev;
+	const HeapTupleHeaderData *row = image(ev, ev->row);
+	const HeapTupleHeaderData *old = image(ev, ev->old);
 
 	if (!has_layout(ev, table))
 		return;
-	if (ev->row)
-		job->row_visible = rls_plan_run(plan, table, (const void *) (base + ev->row), context);
-	if (ev->old)
-		job->old_visible = rls_plan_run(plan, table, (const void *) (base + ev->old), context);
+	if (row)
+		job->row_visible = rls_plan_run(plan, table, row, context);
+	if (row && old && rls_plan_same_images(plan, table, job->e->id, row, old))
+		job->old_visible = job->row_visible;
+	else if (old)
+		job->old_visible = rls_plan_run(plan, table, old, context);
 }
 
 /* The plan isn't there, or not to be trusted. */
@@ -211,12 +220,6 @@ compute_identity(void *arg)
 
 	security_be_quiet();
 	split_compute_identity(job->entry->plan->split, job->identity->serial);
-}
-
-static const void *
-image(const SdEvent *ev, uint32 offset)
-{
-	return offset ? (const char *) ev + offset : NULL;
 }
 
 static void

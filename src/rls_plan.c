@@ -131,6 +131,7 @@ typedef struct SystemColumns
 	Oid			tableoid;		/* InvalidOid: not known */
 	Index		level;			/* of sub-selects, how deep */
 	bool		unknown;		/* out: one that an image doesn't have */
+	Bitmapset  *columns;		/* out: the others; 0: the whole row */
 } SystemColumns;
 
 static Node *
@@ -142,8 +143,13 @@ replace_system_columns(Node *node, SystemColumns *context)
 	{
 		Var		   *var = (Var *) node;
 
-		if (var->varno != 1 || var->varlevelsup != context->level || var->varattno >= 0)
+		if (var->varno != 1 || var->varlevelsup != context->level)
 			return copyObject(node);
+		if (var->varattno >= 0)
+		{
+			context->columns = bms_add_member(context->columns, var->varattno);
+			return copyObject(node);
+		}
 		if (var->varattno == TableOidAttributeNumber && OidIsValid(context->tableoid))
 			return (Node *) makeConst(OIDOID, -1, InvalidOid, sizeof(Oid),
 									  ObjectIdGetDatum(context->tableoid), false, true);
@@ -298,7 +304,10 @@ get_policies(Relation rel, bool *has_sublinks)
 static void
 plan_expression(RlsPlan *plan, List *quals)
 {
-	Expr	   *expr = expression_planner_with_deps(make_ands_explicit(quals),
+	Expr	   *expr;
+
+	plan->repeatable = !contain_volatile_functions((Node *) quals);
+	expr = expression_planner_with_deps(make_ands_explicit(quals),
 													&plan->relids, &plan->items);
 
 	plan->quals = make_ands_implicit(expr);
@@ -367,6 +376,8 @@ plan_query(RlsPlan *plan, List *quals, const RlsTable *table)
 	rewritten = QueryRewrite(query);
 	if (list_length(rewritten) != 1)
 		elog(ERROR, "policies became %d queries", list_length(rewritten));
+	/* with the policies of other tables, and what views select */
+	plan->repeatable = !contain_volatile_functions((Node *) linitial(rewritten));
 	plan->kind = RLS_QUERY;
 	plan->stmt = pg_plan_query(linitial_node(Query, rewritten), "", 0, NULL);
 	plan->stmt->jitFlags = PGJIT_NONE;	/* for one row */
@@ -391,6 +402,7 @@ rls_plan_make(Relation rel, const RlsTable *table)
 		quals = (List *) pull_up_expressions((Node *) quals, NULL);
 		has_sublinks = checkExprHasSubLink((Node *) quals);
 	}
+	plan->columns = system.columns;
 	plan->shareable = true;
 	if (system.unknown)
 	{
@@ -428,6 +440,8 @@ rls_plan_copy(const RlsPlan *plan)
 	copy->kind = plan->kind;
 	copy->shareable = plan->shareable;
 	copy->steady = plan->steady;
+	copy->repeatable = plan->repeatable;
+	copy->columns = bms_copy(plan->columns);
 	copy->quals = copyObject(plan->quals);
 	copy->stmt = copyObject(plan->stmt);
 	copy->relids = list_copy(plan->relids);

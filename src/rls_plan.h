@@ -45,6 +45,8 @@ typedef struct RlsPlan
 	RlsPlanKind kind;
 	bool		shareable;		/* holds for other settings, too */
 	bool		steady;			/* quals keep nothing between evaluations */
+	bool		repeatable;		/* calls no VOLATILE function */
+	Bitmapset  *columns;		/* that it looks at; 0: the whole row */
 	List	   *quals;			/* RLS_EXPRESSION: all of them must be true */
 	PlannedStmt *stmt;			/* RLS_QUERY: a row for a visible image */
 	/* what it was made from, besides what rls.c looks at anyway */
@@ -57,6 +59,9 @@ typedef struct RlsPlan
 	ExprState  *state;
 	MemoryContext state_context;
 	bool		running;		/* still set: an error ended its last run */
+
+	uint64		compared_id;	/* event of which "same" is known */
+	bool		same;			/* both images are the same to it */
 } RlsPlan;
 
 /* In the current memory context; needs a lock on the table. */
@@ -73,6 +78,13 @@ extern RlsPlan *rls_plan_make(Relation rel, const RlsTable *table);
 extern RlsPlan *rls_plan_copy(const RlsPlan *plan);
 
 /* ---- rls_run.c ---- */
+
+/*
+ * Is the plan's answer for both images of the event sure to be the same?  They
+ * have the table's layout.
+ */
+extern bool rls_plan_same_images(RlsPlan *plan, const RlsTable *table, uint64 event_id,
+								 const HeapTupleHeaderData *row, const HeapTupleHeaderData *old);
 
 /* The table's slot, with the image in it: until the slot is cleared. */
 extern TupleTableSlot *rls_table_slot(RlsTable *table, const HeapTupleHeaderData *image);

@@ -17,6 +17,7 @@
 
 #include "access/htup_details.h"
 #include "executor/executor.h"
+#include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
 #include "utils/snapmgr.h"
@@ -109,6 +110,61 @@ run_query(RlsPlan *plan, RlsTable *table)
 	FreeQueryDesc(desc);
 	tuplestore_end(store);
 	return visible;
+}
+
+static bool
+same_column(const RlsTable *table, HeapTuple a, HeapTuple b, int attno)
+{
+	Form_pg_attribute att = TupleDescAttr(table->desc, attno - 1);
+	bool		a_null;
+	bool		b_null;
+	Datum		x = heap_getattr(a, attno, table->desc, &a_null);
+	Datum		y = heap_getattr(b, attno, table->desc, &b_null);
+
+	if (a_null || b_null)
+		return a_null && b_null;
+	return datumIsEqual(x, y, att->attbyval, att->attlen);
+}
+
+static void
+fake_tuple(HeapTuple tuple, const HeapTupleHeaderData *image)
+{
+	tuple->t_data = (HeapTupleHeader) unconstify(HeapTupleHeaderData *, image);
+	tuple->t_len = HeapTupleHeaderGetDatumLength(image);
+}
+
+/*
+ * Byte for byte: values that are equal and lie there in another form count as
+ * different, which costs no more than a second run.
+ */
+static bool
+same_columns(const RlsPlan *plan, const RlsTable *table, const HeapTupleHeaderData *row,
+			 const HeapTupleHeaderData *old)
+{
+	HeapTupleData a = {0};
+	HeapTupleData b = {0};
+	int			attno = -1;
+
+	fake_tuple(&a, row);
+	fake_tuple(&b, old);
+	while ((attno = bms_next_member(plan->columns, attno)) >= 0)
+		if (attno == 0 || !same_column(table, &a, &b, attno))
+			return false;
+	return true;
+}
+
+bool
+rls_plan_same_images(RlsPlan *plan, const RlsTable *table, uint64 event_id,
+					 const HeapTupleHeaderData *row, const HeapTupleHeaderData *old)
+{
+	if (!plan->repeatable)
+		return false;
+	if (plan->compared_id != event_id)
+	{
+		plan->same = same_columns(plan, table, row, old);
+		plan->compared_id = event_id;
+	}
+	return plan->same;
 }
 
 /* Only read, though neither the slot nor the tuplestore say so. */
