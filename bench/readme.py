@@ -89,6 +89,9 @@ def section(r):
         "figure means, and `make bench README=1` measures anew and rewrites this section.", "",
         "| What | subdispatch | Compared with |", "| --- | --- | --- |",
     ]
+    notes = {result["environment"]["note"] for result in r.all.values()} - {""}
+    if notes:
+        lines[4:4] = [f"While this was measured, {'; '.join(sorted(notes))}: the figures are worse, and less certain, than they need be.", ""]
     lines += [f"| {what} | {mine} | {others} |" for what, mine, others in rows(r)]
     lines.append("")
     for name in CHARTS:

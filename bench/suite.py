@@ -5,6 +5,7 @@ import datetime
 import os
 import subprocess
 import sys
+import time
 import traceback
 
 from harness import chart, report
@@ -26,11 +27,26 @@ def memory_gb():
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30)
 
 
+def busy_share(seconds=1.0):
+    """How much of the processors is in use while the suite does nothing."""
+    def ticks():
+        with open("/proc/stat", encoding="ascii") as f:
+            values = list(map(int, f.readline().split()[1:]))
+        return sum(values), values[3] + values[4]
+
+    all_before, idle_before = ticks()
+    time.sleep(seconds)
+    all_after, idle_after = ticks()
+    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
+
+
 def environment(server, options):
     """What figures depend on."""
     version = server.value("SHOW server_version").split()[0]
     redis = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=True).stdout
+    busy = busy_share()
     return {
+        "note": f"other work took {busy:.0%} of the processors" if busy > 0.1 else "",
         "machine": f"{len(CORES)} core{'s' if len(CORES) != 1 else ''} ({processor()}), {memory_gb()} GB",
         "kernel": os.uname().release,
         "postgresql": version,
@@ -71,7 +87,7 @@ def main():
     for extension in ("plpython3u", "jsonb_plpython3u", "subdispatch"):
         server.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
     env = environment(server, options)
-    print("; ".join(f"{k} {v}" for k, v in env.items()))
+    print("; ".join(f"{k} {v}" for k, v in env.items() if v != ""))
     show_settings(server)
 
     results, failed = [], []
