@@ -91,7 +91,7 @@ def section(r):
     ]
     notes = {result["environment"]["note"] for result in r.all.values()} - {""}
     if notes:
-        lines[4:4] = [f"While this was measured, {'; '.join(sorted(notes))}: the figures are worse, and less certain, than they need be.", ""]
+        lines[6:6] = [f"While this was measured, {'; '.join(sorted(notes))}: the figures are worse, and less certain, than they need be.", ""]
     lines += [f"| {what} | {mine} | {others} |" for what, mine, others in rows(r)]
     lines.append("")
     for name in CHARTS:
