@@ -266,8 +266,7 @@ bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events, const SdPosition 
 		block->ticket = ticket;
 		block->link_no = link_no;
 		block->tx_events = tx_events;
-		if (commit)
-			block->commit = *commit;
+		block->commit = *commit;
 		block->linked_at = now;
 		insert_by_ticket(db, block);
 		pg_atomic_fetch_add_u64(&db->dispatchers[block->dispatcher].queue_events,

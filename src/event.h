@@ -116,7 +116,7 @@ typedef struct SdBlock
 	uint32		last_ordinal;	/* of its last event */
 	uint32		ndone;			/* written by the dispatcher: events done with */
 	TimestampTz linked_at;
-	SdPosition	commit;			/* for other servers, if it is going there */
+	SdPosition	commit;			/* zero unless it goes to other servers */
 	/* SdEvents follow, MAXALIGNed */
 } SdBlock;
 

@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "publish.h"
+#include "replay.h"
 #include "shmem.h"
 
 /* A block is at most this large, unless a single event is larger. */
@@ -313,7 +314,10 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 	}
 	if (linked)
 	{
-		bus_link(db, &tx.blocks, tx.n, NULL);
+		/* a notification comes after its commit */
+		if (tx.by_redis)
+			replay_note_now(&tx.commit);
+		bus_link(db, &tx.blocks, tx.n, &tx.commit);
 		copies_count_published(&tx);
 		if (tx.by_redis)
 			redis_want_worker(db);

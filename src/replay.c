@@ -51,6 +51,20 @@ insert_end(void)
 	return at;
 }
 
+static void
+note(SdPosition *commit, XLogRecPtr lsn)
+{
+	commit->system = GetSystemIdentifier();
+	commit->timeline = GetWALInsertionTimeLine();
+	commit->lsn = lsn;
+}
+
+void
+replay_note_now(SdPosition *commit)
+{
+	note(commit, insert_end());
+}
+
 /*
  * A transaction without an id has no commit record.  What it has seen has been
  * committed by now.
@@ -58,10 +72,10 @@ insert_end(void)
 void
 replay_note_commit(SdPosition *commit)
 {
-	commit->system = GetSystemIdentifier();
-	commit->timeline = GetWALInsertionTimeLine();
-	commit->lsn = TransactionIdIsValid(GetTopTransactionIdIfAny()) ? XactLastCommitEnd :
-		insert_end();
+	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		note(commit, XactLastCommitEnd);
+	else
+		replay_note_now(commit);
 }
 
 void

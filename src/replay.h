@@ -30,6 +30,8 @@ typedef struct ReplayPoint
  * replayed that sees all that the transaction did and saw.  Cannot fail.
  */
 extern void replay_note_commit(SdPosition *commit);
+/* The same of all that has committed by now.  Cannot fail; not in recovery. */
+extern void replay_note_now(SdPosition *commit);
 
 extern void replay_look(ReplayPoint *point);
 

@@ -114,6 +114,12 @@ $primary->safe_psql('postgres', "INSERT INTO t VALUES (100000, 'read by another'
 $primary->safe_psql('postgres', "SELECT subdispatch.publish('c', jsonb_build_object('id', id)) FROM t WHERE id = 100000");
 is(results($standby, 'look'), 'read by another', 'nor is a publisher that only reads ahead of what it read');
 
+# nor is a notification, which the primary LISTENs to
+$primary->safe_psql('postgres', "SELECT subdispatch.subscribe('c', id => 'listens')");
+$primary->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES (100001, 'notified'); NOTIFY c, '{\"id\": 100001}'; COMMIT");
+eventually('nor is a notification', sub { my ($r) = try_sql($standby, "SELECT r::jsonb #>> '{payload,data}' FROM subdispatch.next_responses('look', timeout => '1s') r"); return ($r eq 'notified', $r) });
+$primary->safe_psql('postgres', "SELECT subdispatch.unsubscribe('listens')");
+
 # Policies, too: alice becomes a member in the transaction that the event is of.
 $standby->safe_psql('postgres', "SELECT subdispatch.subscribe('docs', id => 'docs', run_as => 'alice')");
 $primary->safe_psql('postgres', "BEGIN; INSERT INTO members VALUES ('alice', 1); INSERT INTO docs VALUES (1, 'x'); COMMIT");
