@@ -42,6 +42,8 @@
 
 #define BATCH_EVENTS		256
 #define MAX_CONFLICTS		10	/* with recovery, over one piece of work */
+/* What dispatch_context keeps from batch to batch: most need no more. */
+#define KEPT_MEMORY			(512 * 1024)
 #define RESOLVER_SLICE		(5 * 1000)	/* us of resolving until a commit */
 
 SdDatabase *dispatch_db;
@@ -67,8 +69,9 @@ init(void)
 {
 	if (dispatch_context)
 		return;
-	dispatch_context = AllocSetContextCreate(TopMemoryContext, "subdispatch batch",
-										  ALLOCSET_DEFAULT_SIZES);
+	dispatch_context = AllocSetContextCreate(TopMemoryContext, "subdispatch batch", KEPT_MEMORY,
+											 ALLOCSET_DEFAULT_INITSIZE,
+											 ALLOCSET_DEFAULT_MAXSIZE);
 	before_shmem_exit(at_exit, 0);
 }
 
