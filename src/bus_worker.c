@@ -313,22 +313,35 @@ look_at_name(void)
 	read_reset();
 }
 
+static bool
+same_secret(const char *a, const char *b)
+{
+	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+static void
+forget_secret(char *secret)
+{
+	if (secret)
+		explicit_bzero(secret, strlen(secret));
+}
+
 /* Connections that were made by other settings are made anew. */
 static void
 reload(void)
 {
 	char	   *url = subdispatch_redis_url ? pstrdup(subdispatch_redis_url) : NULL;
+	char	   *key = subdispatch_bus_key ? pstrdup(subdispatch_bus_key) : NULL;
 	char	   *ca = pstrdup(subdispatch_redis_ca_file);
 	char	   *prefix = pstrdup(subdispatch_redis_key_prefix);
 	bool		same;
 
 	ProcessConfigFile(PGC_SIGHUP);
-	same = (url == NULL) == (subdispatch_redis_url == NULL) &&
-		(url == NULL || strcmp(url, subdispatch_redis_url) == 0) &&
+	same = same_secret(url, subdispatch_redis_url) && same_secret(key, subdispatch_bus_key) &&
 		strcmp(ca, subdispatch_redis_ca_file) == 0 &&
 		strcmp(prefix, subdispatch_redis_key_prefix) == 0;
-	if (url)
-		explicit_bzero(url, strlen(url));
+	forget_secret(url);
+	forget_secret(key);
 	if (same)
 		return;
 	send_reset();

@@ -15,8 +15,9 @@
  *	                  dispatcher's side of it: bus_listen.c, bus_receive.c
  *	  bus_redis.c     and through Redis: what publishers and others see of it;
  *	                  bus_worker.c (its process), redis_send.c and
- *	                  redis_read.c (its two sides), redis_script.c, bus_mac.c,
- *	                  redis_conn.c and redis_net.c (connections), redis_url.c
+ *	                  redis_read.c (its two sides), redis_entry.c, bus_mac.c,
+ *	                  redis_script.c, redis_link.c, redis_conn.c and
+ *	                  redis_net.c (connections), redis_url.c
  *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
  *	                  (dispatcher_place.c: when one starts and ends)
  *	  dispatch.c      one batch: transactions, errors, attempts
@@ -56,8 +57,8 @@
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),
  * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...),
  * replay_drop.c (the same on replicas), stats.c,
- * views.c, views_server.c, metrics.c and walk.c (what can be seen), guc.c
- * (settings), ratelimit.c and histogram.c (arithmetic).
+ * views.c, views_server.c, metrics.c and walk.c (what can be seen), guc.c and
+ * guc_secret.c (settings), ratelimit.c and histogram.c (arithmetic).
  *
  * LOCK ORDER.  A lock may be taken while those above it are held, never the
  * other way round:

@@ -1,0 +1,188 @@
+/*-------------------------------------------------------------------------
+ *
+ * redis_entry.c
+ *	  One entry of the stream in Redis: its fields, its MAC, its event.
+ *
+ * Anybody who can write to Redis can have put it there, so nothing is taken for
+ * granted before the MAC was compared.  Even then what it says must make sense
+ * here: another server may have other settings, another version, or grants
+ * that this one has not.
+ *
+ * Takes no lock of ours.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "event_wire.h"
+#include "grants.h"
+#include "redis_bus.h"
+#include "redis_entry.h"
+
+/* ---- the parts of an entry ---- */
+
+/* All of a string of digits; false for anything else. */
+bool
+entry_number(const char *s, Size len, uint64 *value)
+{
+	uint64		n = 0;
+
+	if (len == 0 || len > 18)
+		return false;
+	for (Size i = 0; i < len; i++)
+	{
+		if (s[i] < '0' || s[i] > '9')
+			return false;
+		n = n * 10 + (uint64) (s[i] - '0');
+	}
+	*value = n;
+	return true;
+}
+
+/* "<id>-0"; both halves are found even if it is no id of ours. */
+static bool
+parse_id(const redisReply *reply, uint64 *id, uint64 *part)
+{
+	const char *dash;
+
+	*id = *part = 0;
+	if (reply->type != REDIS_REPLY_STRING)
+		return false;
+	*id = strtou64(reply->str, NULL, 10);
+	dash = memchr(reply->str, '-', reply->len);
+	if (dash == NULL)
+		return false;
+	*part = strtou64(dash + 1, NULL, 10);
+	return strcmp(dash, "-0") == 0 &&
+		entry_number(reply->str, (Size) (dash - reply->str), id);
+}
+
+static const char *const field_names = "psntkcem";
+
+/* The fields' values, in the order of field_names; false if they are not so. */
+static bool
+parse_fields(const redisReply *reply, BusBytes *values)
+{
+	Size		n = strlen(field_names);
+
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 * n)
+		return false;
+	for (Size i = 0; i < n; i++)
+	{
+		const redisReply *name = reply->element[2 * i];
+		const redisReply *value = reply->element[2 * i + 1];
+
+		if (name->type != REDIS_REPLY_STRING || value->type != REDIS_REPLY_STRING ||
+			name->len != 1 || name->str[0] != field_names[i])
+			return false;
+		values[i].data = value->str;
+		values[i].len = value->len;
+	}
+	return true;
+}
+
+/* NULL if all is well, or what is wrong. */
+static const char *
+parse_entry(const redisReply *reply, Item *item)
+{
+	BusEntry   *entry = &item->entry;
+	BusBytes	values[8];
+	uint64		sent_at;
+	char		mac[BUS_MAC_HEX + 1];
+
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2)
+		return "it is no entry of a stream";
+	if (!parse_id(reply->element[0], &item->id, &item->part) || item->id == 0)
+		return "its id is none of an event";
+	if (!parse_fields(reply->element[1], values) ||
+		!entry_number(values[0].data, values[0].len, &item->prev) ||
+		!entry_number(values[2].data, values[2].len, &entry->number) ||
+		!entry_number(values[3].data, values[3].len, &sent_at) ||
+		values[1].len != SD_SENDER_LEN || values[4].len != 1 || values[7].len != BUS_MAC_HEX)
+		return "its fields are not those of an event";
+	entry->sender = values[1];
+	entry->sent_at = (int64) sent_at;
+	entry->kind = values[4].data[0];
+	entry->channel = values[5];
+	entry->text = values[6];
+	bus_mac(entry, bus_stream, subdispatch_bus_key, mac);
+	if (!bus_mac_equal(mac, values[7].data))
+		return "it was not made with our subdispatch.bus_key";
+	return NULL;
+}
+
+/* ---- an event of it ---- */
+
+static bool
+is_for_somebody(const BusEntry *entry)
+{
+	return database_maybe_subscribed(bus_db, channel_hash(entry->channel.data, entry->channel.len));
+}
+
+/* As for what is received here: anybody there may have sent it. */
+static bool
+may_come_by_notify(const char *channel)
+{
+	return notify_names(channel) || !grants_cover(channel);
+}
+
+/* What keeps it from being dispatched here, or NULL. */
+static const char *
+wrong_with(const BusEntry *entry, const SdEvent *ev)
+{
+	if (ev->channel_len != entry->channel.len ||
+		memcmp(EVENT_CHANNEL(ev), entry->channel.data, entry->channel.len) != 0)
+		return "it is about another channel than it says";
+	if (ev->source == SD_SOURCE_NOTIFY && !may_come_by_notify(EVENT_CHANNEL(ev)))
+		return "it was sent by NOTIFY, and there are grants on the channel here";
+	if (SD_BLOCK_HEADER + ev->size > (Size) subdispatch_event_queue_size * 1024)
+		return "it is larger than subdispatch.event_queue_size";
+	return NULL;
+}
+
+/* Whatever goes wrong costs this event only; *why then. */
+static SdEvent *
+event_of(const BusEntry *entry, const char **why)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SdEvent    *volatile ev = NULL;
+	const char *volatile reason = NULL;
+
+	PG_TRY();
+	{
+		const char *r = NULL;
+		SdEvent    *e = event_wire_in(entry->text.data, entry->text.len, true, &r);
+
+		if (e != NULL)
+			r = wrong_with(entry, e);
+		ev = r == NULL ? e : NULL;
+		reason = r;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		reason = pstrdup(CopyErrorData()->message);
+		FlushErrorState();
+		ev = NULL;
+	}
+	PG_END_TRY();
+	*why = reason;
+	return ev;
+}
+
+void
+entry_examine(const redisReply *reply, Item *item)
+{
+	memset(item, 0, sizeof(Item));
+	item->why = parse_entry(reply, item);
+	if (item->why != NULL)
+	{
+		item->verdict = ENTRY_BAD;
+		return;
+	}
+	if (item->entry.kind == BUS_EVENT && is_for_somebody(&item->entry))
+	{
+		item->ev = event_of(&item->entry, &item->why);
+		item->unusable = item->ev == NULL;
+	}
+}
