@@ -411,16 +411,23 @@ ask_entries(void)
 
 /* ---- where to begin ---- */
 
-/* At the stream's end, with the senders' last numbers. */
+/*
+ * At the stream's end, with the senders' last numbers.  What is given an id here
+ * from now on gets one by Redis's clock: ours may be ahead of it.
+ */
 static void
-begin_at_end(const redisReply *reply, uint64 prev)
+begin_at_end(const redisReply *reply, uint64 prev, uint64 now)
 {
 	SdBusProgress *progress = &bus_self()->progress;
+
+	LWLockAcquire(&bus_db->order_lock, LW_EXCLUSIVE);
+	bus_db->last_id = Max(bus_db->last_id, Max(prev, now - 1));
+	LWLockRelease(&bus_db->order_lock);
 
 	memset(progress, 0, sizeof(SdBusProgress));
 	progress->position = progress->chain = prev;
 	progress->oldest_sent = bus_now() - SENT_TOLERANCE;
-	for (Size i = 2; i + 1 < reply->elements; i += 2)
+	for (Size i = 3; i + 1 < reply->elements; i += 2)
 	{
 		const redisReply *name = reply->element[i];
 		const redisReply *number = reply->element[i + 1];
@@ -463,12 +470,21 @@ take_hello(const redisReply *reply)
 	SdBus	   *bus = bus_self();
 	uint64		prev;
 	uint64		top;
+	uint64		now;
 
-	if (reply->type != REDIS_REPLY_ARRAY || reply->elements < 2 ||
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements < 3 ||
 		reply->element[0]->type != REDIS_REPLY_STRING ||
 		reply->element[1]->type != REDIS_REPLY_STRING ||
-		!entry_number(reply->element[0]->str, reply->element[0]->len, &prev))
+		reply->element[2]->type != REDIS_REPLY_STRING ||
+		!entry_number(reply->element[2]->str, reply->element[2]->len, &now) ||
+		!entry_number(reply->element[0]->str, reply->element[0]->len, &prev) || now == 0)
 		return false;
+	/* ids that we give go on above these */
+	if (Max(prev, now) > (uint64) (bus_now() + FUTURE_TOLERANCE))
+	{
+		conn_fail(&read_link.conn, "Redis's clock, or the last id in the stream, is more than a day ahead of time");
+		return false;
+	}
 	top = strtou64(reply->element[1]->str, NULL, 10);
 
 	HOLD_INTERRUPTS();
@@ -476,7 +492,7 @@ take_hello(const redisReply *reply)
 		go_on(prev, top);
 	else
 	{
-		begin_at_end(reply, prev);
+		begin_at_end(reply, prev, now);
 		bus->has_position = true;
 		/* subscriptions were made while Redis could not be reached */
 		if (pg_atomic_read_u32(&bus_db->nsubscriptions) > 0)

@@ -114,7 +114,7 @@ const char *const script_send =
  * KEYS: stream, state.
  * ARGV: floor.
  * Returns the id of the stream's last event, that of its last entry (also if it is
- * not one of ours), then each sender's name and number.
+ * not one of ours), now in us, then each sender's name and number.
  */
 const char *const script_hello =
 "local state = redis.call('HMGET', KEYS[2], 'prev', 'floor')\n"
@@ -133,7 +133,7 @@ const char *const script_hello =
 "for i = 1, #info, 2 do\n"
 "  if info[i] == 'last-generated-id' then top = string.match(info[i + 1], '^%d+') end\n"
 "end\n"
-"local result = {prev, top}\n"
+"local result = {prev, top, string.format('%.0f', now)}\n"
 "local all = redis.call('HGETALL', KEYS[2])\n"
 "for i = 1, #all, 2 do\n"
 "  local sender = string.match(all[i], '^s:(%x+)$')\n"
