@@ -45,14 +45,15 @@ CREATE FUNCTION subdispatch.subscribe(
   rate_limit pg_catalog.float8 DEFAULT NULL,
   burst pg_catalog.int4 DEFAULT NULL,
   max_pending pg_catalog.int4 DEFAULT NULL,
-  overflow pg_catalog.text DEFAULT NULL)
+  overflow pg_catalog.text DEFAULT NULL,
+  after_event pg_catalog.int8 DEFAULT NULL)
 RETURNS pg_catalog.text
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'subdispatch_subscribe';
 COMMENT ON FUNCTION subdispatch.subscribe(pg_catalog.text, pg_catalog.regproc, pg_catalog.jsonb, pg_catalog.jsonb, pg_catalog.jsonb,
     pg_catalog.regrole, pg_catalog.jsonb, pg_catalog.text, pg_catalog.text, pg_catalog.text, pg_catalog.text, pg_catalog.text,
-    pg_catalog.text, pg_catalog.float8, pg_catalog.int4, pg_catalog.int4, pg_catalog.text) IS
-  'Subscribes to a channel, from now on, and returns the subscription''s id. Needs EXECUTE, which a superuser grants, the right to SET ROLE to run_as, and for run_as the privilege "subscribe" on the channel';
+    pg_catalog.text, pg_catalog.float8, pg_catalog.int4, pg_catalog.int4, pg_catalog.text, pg_catalog.int8) IS
+  'Subscribes to a channel, from now on or from the event after after_event on, and returns the subscription''s id. Needs EXECUTE, which a superuser grants, the right to SET ROLE to run_as, and for run_as the privilege "subscribe" on the channel';
 
 CREATE FUNCTION subdispatch.unsubscribe(id pg_catalog.text)
 RETURNS pg_catalog.bool
@@ -276,6 +277,7 @@ RETURNS TABLE (
   responses_queued pg_catalog.int8,
   responses_delivered pg_catalog.int8,
   responses_dropped pg_catalog.int8,
+  responses_replayed pg_catalog.int8,
   rate_limited pg_catalog.int8,
   subscriptions_created pg_catalog.int8,
   subscriptions_ended pg_catalog.int8,

@@ -45,6 +45,12 @@ extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events,
  */
 extern uint64 bus_take_id(SdDatabase *db);
 
+/*
+ * Later events of this server shall have higher ids than this one; false if it
+ * is above all that can have been given by now.  *last: the last one given.
+ */
+extern bool bus_skip_ids(SdDatabase *db, uint64 id, uint64 *last);
+
 /* ---- memory bus: dispatcher ---- */
 
 /* Returns whether this dispatcher has something in hand. */

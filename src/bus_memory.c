@@ -70,6 +70,9 @@
 #include "history.h"
 #include "shmem.h"
 
+/* How far the clock of another server of the group may be ahead. */
+#define MAX_AHEAD_US		UINT64CONST(60000000)
+
 static inline SdTicketSlot *
 my_slot(void)
 {
@@ -411,6 +414,27 @@ bus_take_id(SdDatabase *db)
 		id = db->last_id = Max(db->last_id + 1, now);
 	LWLockRelease(&db->order_lock);
 	return id;
+}
+
+/*
+ * Ids of before a restart of the server are not known, but below the time.  One
+ * that another server gave may be a little ahead of ours, and the next one that
+ * comes from Redis may be lower.
+ */
+bool
+bus_skip_ids(SdDatabase *db, uint64 id, uint64 *last)
+{
+	uint64		now = (uint64) (GetCurrentTimestamp() + UNIX_EPOCH_US);
+	bool		by_redis = pg_atomic_read_u32(&db->bus.wanted) > 0;
+	bool		possible;
+
+	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
+	*last = db->last_id;
+	possible = id <= Max(db->last_id, by_redis ? now + MAX_AHEAD_US : now);
+	if (possible && !by_redis)
+		db->last_id = Max(db->last_id, id);
+	LWLockRelease(&db->order_lock);
+	return possible;
 }
 
 /* Puts all of "from" behind what is in "to". */

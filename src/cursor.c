@@ -17,6 +17,7 @@
 
 #include "utils/timestamp.h"
 
+#include "resume.h"
 #include "stream_private.h"
 
 /* The subscription has passed entry n, or will never read it. */
@@ -66,6 +67,9 @@ settle_drop_oldest(SdStream *stream, SdSubscription *sub)
 {
 	uint64		from = Max(sub->cursor, stream->tail);
 
+	if (sub->resume && sub->overflow == SD_DROP_OLDEST)
+		resume_make_room(sub, stream->head - from,
+						 stream->bytes - stream_bytes_before(stream, from), from > sub->cursor);
 	/* What the ring no longer has was given up for all who were behind. */
 	cursor_note_loss(sub, from - sub->cursor, 0);
 	sub->cursor = from;
@@ -89,10 +93,13 @@ void
 cursor_lower_limits(SdStream *stream, SdSubscription *sub)
 {
 	SdStrict   *strict = stream->strict;
+	uint32		n = Min(resume_pending(sub), sub->max_pending);
+	uint64		bytes = Min(resume_bytes(sub), sub->max_pending_bytes);
 
-	strict->limit = Min(strict->limit, sub->cursor + sub->max_pending);
+	strict->limit = Min(strict->limit, sub->cursor + sub->max_pending - n);
 	strict->limit_bytes = Min(strict->limit_bytes,
-							  stream_bytes_before(stream, sub->cursor) + sub->max_pending_bytes);
+							  stream_bytes_before(stream, sub->cursor) +
+							  sub->max_pending_bytes - bytes);
 }
 
 void
@@ -176,11 +183,14 @@ void
 stream_leave(SdStream *stream, SdSubscription *sub)
 {
 	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	if (resume_running(sub))
+		resume_stop(stream, sub);
 	if (sub->attached)
 		leave_ring(stream, sub);
 	else if (sub->end == SD_END_NONE && !sub->structurally_ended)
 		stream->ndetached--;
 	free_private_queue(sub);
+	resume_drop(sub);
 }
 
 /*
@@ -234,6 +244,8 @@ stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end)
 	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
 	if (sub->end != SD_END_NONE)
 		return;
+	if (resume_running(sub))
+		resume_stop(stream, sub);
 	if (sub->attached)
 		cursor_detach(stream, sub);
 	else
@@ -284,6 +296,18 @@ give(SdSubscription *sub, SdBody *body, uint64 event_id, SdTaken *taken)
 }
 
 static SdTakeResult
+take_replayed(SdSubscription *sub, Size room, SdTaken *taken)
+{
+	SdReplayed *e = resume_first(sub);
+
+	if (e->body->len > room)
+		return SD_TAKE_TOO_LARGE;
+	give(sub, e->body, e->event_id, taken);
+	resume_pop(sub);
+	return SD_TAKE_ONE;
+}
+
+static SdTakeResult
 take_private(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
 {
 	SdPrivateQueue *q = sub->queue;
@@ -328,14 +352,14 @@ settle(SdStream *stream, SdSubscription *sub)
 {
 	if (sub->attached)
 		settle_drop_oldest(stream, sub);
-	else if (sub->queue == NULL && sub->end == SD_END_NONE)
+	else if (sub->resume == NULL && sub->queue == NULL && sub->end == SD_END_NONE)
 		reattach(stream, sub);
 }
 
 static bool
 has_entry(SdStream *stream, SdSubscription *sub)
 {
-	return sub->queue != NULL || (sub->attached && sub->cursor < stream->head);
+	return resume_pending(sub) > 0 || sub->queue != NULL || (sub->attached && sub->cursor < stream->head);
 }
 
 /* Is there a loss to tell by a notice of its own, and may it be told now? */
@@ -359,7 +383,7 @@ stream_readable(SdStream *stream, SdSubscription *sub, TimestampTz now, Timestam
 	settle(stream, sub);
 	if (has_entry(stream, sub))
 		return true;
-	if (sub->end == SD_END_NONE)
+	if (sub->end == SD_END_NONE && !resume_running(sub))
 		collect_loss(sub, stream->lost, stream->gaps);
 	return notice_due(sub, now, retry_at) || (sub->end != SD_END_NONE && !sub->end_told);
 }
@@ -370,13 +394,15 @@ stream_take(SdStream *stream, SdSubscription *sub, TimestampTz now, Size room,
 {
 	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
 	settle(stream, sub);
+	if (resume_pending(sub) > 0)
+		return take_replayed(sub, room, taken);
 	if (sub->queue)
 		return take_private(stream, sub, room, taken);
 	if (has_entry(stream, sub))
 		return take_from_ring(stream, sub, room, taken);
 
 	memset(taken, 0, sizeof(SdTaken));
-	if (sub->end == SD_END_NONE)
+	if (sub->end == SD_END_NONE && !resume_running(sub))
 		collect_loss(sub, stream->lost, stream->gaps);
 	if (notice_due(sub, now, retry_at))
 	{
@@ -399,6 +425,7 @@ bool
 stream_drained(SdStream *stream, SdSubscription *sub)
 {
 	return sub->attached && sub->cursor == stream->head && sub->end == SD_END_NONE &&
+		sub->resume == NULL &&
 		sub->lost_seen == stream->lost && sub->gaps_seen == stream->gaps &&
 		sub->untold.count == 0 && !sub->untold.unknown;
 }
@@ -409,7 +436,7 @@ stream_shared_entry(SdStream *stream, SdSubscription *sub)
 	const SdEntry *entry;
 
 	settle(stream, sub);
-	if (sub->queue || !has_entry(stream, sub))
+	if (sub->resume || sub->queue || !has_entry(stream, sub))
 		return NULL;
 	entry = ENTRY(stream, sub->cursor);
 	if (entry->lost != sub->lost_seen || entry->gaps != sub->gaps_seen ||
@@ -431,8 +458,9 @@ stream_advance(SdStream *stream, SdSubscription *sub)
 
 /* ---- for the views; the stream's lock held in any mode ---- */
 
-uint64
-stream_pending(SdStream *stream, SdSubscription *sub)
+/* Without what was replayed. */
+static uint64
+stream_own_pending(SdStream *stream, SdSubscription *sub)
 {
 	uint64		n;
 
@@ -440,6 +468,12 @@ stream_pending(SdStream *stream, SdSubscription *sub)
 		return sub->queue ? sub->queue->n - sub->queue->next : 0;
 	n = stream->head - Max(sub->cursor, stream->tail);
 	return sub->overflow == SD_DROP_OLDEST ? Min(n, sub->max_pending) : n;
+}
+
+uint64
+stream_pending(SdStream *stream, SdSubscription *sub)
+{
+	return stream_own_pending(stream, sub) + resume_pending(sub);
 }
 
 uint64
@@ -455,7 +489,9 @@ stream_dropped(SdStream *stream, SdSubscription *sub)
 		return n;
 	}
 	if (sub->attached)
-		n += stream->head - sub->cursor - stream_pending(stream, sub);
+		n += stream->head - sub->cursor - stream_own_pending(stream, sub);
+	else if (resume_running(sub))
+		return n;
 	else
 		n += stream->head - sub->detached_at;
 	return n + stream->lost - sub->lost_seen + (uint32) (stream->gaps - sub->gaps_seen);

@@ -69,6 +69,11 @@ init_dispatcher(SdDispatcher *disp)
 	disp->history.pin = NULL;
 	disp->history.hint = NULL;
 	pg_atomic_init_u64(&disp->history.bytes, 0);
+	dlist_init(&disp->history.resuming);
+	disp->history.nresuming = 0;
+	pg_atomic_init_u32(&disp->history.resume_changes, 0);
+	disp->replay_id = 0;
+	disp->replay_attempts = 0;
 	disp->current_id = 0;
 	disp->current_resolver = InvalidOid;
 	disp->current_identity = 0;

@@ -37,6 +37,9 @@ typedef struct SdHistory
 	dlist_head	blocks;			/* SdBlocks in the order of their event ids */
 	struct SdBlock *pin;		/* a walk is there: it and those after it stay */
 	struct SdBlock *hint;		/* where the last walk was */
+	dlist_head	resuming;		/* SdResumes that run */
+	uint32		nresuming;
+	pg_atomic_uint32 resume_changes;	/* rises with every change of them */
 	pg_atomic_uint64 bytes;		/* written under lock, read by anybody */
 } SdHistory;
 
@@ -81,6 +84,8 @@ typedef struct SdDispatcher
 	Oid			current_resolver;	/* the call that was begun last */
 	uint64		current_identity;	/* or whose policies were */
 	uint64		fault_id;		/* see dispatch_fault() */
+	uint64		replay_id;		/* the same of events that are replayed */
+	uint32		replay_attempts;
 	TimestampTz started_at;		/* atomic enough for a view */
 
 	SdHistory	history;

@@ -509,6 +509,18 @@ next_batch(DispatchEvent *events)
 	return n;
 }
 
+void
+dispatch_prepare(SdDatabase *database, int dispatcher)
+{
+	dispatch_db = database;
+	dispatch_me = dispatcher;
+	init();
+	/* what an error left that could not be dealt with */
+	respond_forget();
+	audience_release();
+	MemoryContextReset(dispatch_context);
+}
+
 /*
  * Works off one batch of what is in hand.  Whatever a single event does, this
  * returns normally and at least one event is done with; false if all of them have
@@ -520,13 +532,7 @@ dispatch_inhand(SdDatabase *database, int dispatcher)
 	DispatchEvent *events;
 	int			n;
 
-	dispatch_db = database;
-	dispatch_me = dispatcher;
-	init();
-	/* what an error left that could not be dealt with below */
-	respond_forget();
-	audience_release();
-	MemoryContextReset(dispatch_context);
+	dispatch_prepare(database, dispatcher);
 	events = MemoryContextAlloc(dispatch_context, sizeof(DispatchEvent) * BATCH_EVENTS);
 	n = next_batch(events);
 	if (n > 0)

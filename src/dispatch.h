@@ -38,6 +38,8 @@ extern SdDatabase *dispatch_db;
 extern int	dispatch_me;
 extern MemoryContext dispatch_context;	/* reset for every batch */
 extern SdDispatcher *dispatch_self(void);
+/* Begins anew: nothing of an earlier batch is left. */
+extern void dispatch_prepare(SdDatabase *database, int dispatcher);
 
 /*
  * For tests, in builds with assertions: an event whose data is an object with a

@@ -81,6 +81,7 @@ typedef enum Step
 	STEP_RECEIVE,				/* notifications */
 	STEP_GAPS,					/* gaps to be told */
 	STEP_DISPATCH,				/* a batch */
+	STEP_CATCHUP,				/* for those that resume */
 	STEP_SWEEP,					/* idle and overaged subscriptions */
 	STEP_RECOVERY,				/* what a replica may have lost */
 	STEPS
@@ -97,6 +98,7 @@ static int	step_failures[STEPS];	/* in a row */
 static TimestampTz step_not_before[STEPS];
 static TimestampTz next_sweep = 0;
 static TimestampTz next_stats = 0;
+static TimestampTz next_catchup = DT_NOEND;	/* if it has to wait */
 static bool reported_running = false;
 static bool waits_for_replay = false;	/* what is in hand */
 static bool was_in_recovery = false;	/* at the last look */
@@ -319,6 +321,20 @@ step_dispatch(void)
 	return worked;
 }
 
+/* One slice, so that events which are new come between two. */
+static bool
+step_catchup(void)
+{
+	bool		more;
+
+	if (!begin_step(STEP_CATCHUP))
+		return false;
+	next_catchup = DT_NOEND;
+	more = catchup_step(my_db, my_index, &next_catchup);
+	end_step();
+	return more;
+}
+
 /* Dispatcher 0 keeps house for the database. */
 static void
 step_sweep(void)
@@ -448,6 +464,7 @@ turn(void)
 	step_receive();
 	step_gaps();
 	worked = step_dispatch();
+	worked |= step_catchup();
 	step_sweep();
 	step_recovery();
 	MemoryContextReset(loop_context);
@@ -507,6 +524,7 @@ wait_time(void)
 		timeout = until(next_sweep, now, timeout);
 	if (RecoveryInProgress())
 		timeout = Min(timeout, RECOVERY_WAIT);
+	timeout = until(next_catchup, now, timeout);
 	return until_retries(now, timeout);
 }
 

@@ -36,6 +36,12 @@ extern void place_retire_bus(TimestampTz now);
 extern bool dispatch_inhand(SdDatabase *db, int dispatcher);
 extern void dispatch_gaps(SdDatabase *db, int dispatcher);
 
+/*
+ * catchup.c: a slice of work for those that resume; true if there is more to do.
+ * If there is, but not now, *retry_at is lowered to when.
+ */
+extern bool catchup_step(SdDatabase *db, int dispatcher, TimestampTz *retry_at);
+
 /* lifecycle.c */
 extern void lifecycle_init(void);	/* installs the hooks */
 

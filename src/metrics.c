@@ -46,6 +46,7 @@ static const char *const counter_help[SD_STAT_COUNTERS] =
 	[SD_STAT_RESPONSES_QUEUED] = "Responses stored, once for each response stream.",
 	[SD_STAT_RESPONSES_DELIVERED] = "Responses read, once for each subscription.",
 	[SD_STAT_RESPONSES_DROPPED] = "Responses lost to subscriptions by overflow and gaps.",
+	[SD_STAT_RESPONSES_REPLAYED] = "Responses made again from the history, once for each response stream that resumes.",
 	[SD_STAT_RATE_LIMITED] = "Responses not made because of a rate limit.",
 	[SD_STAT_SUBSCRIPTIONS_CREATED] = "Subscriptions made.",
 	[SD_STAT_SUBSCRIPTIONS_ENDED] = "Subscriptions ended from the server's side.",

@@ -29,23 +29,6 @@
 #include "security.h"
 #include "visible.h"
 
-/* Done when the transaction has committed. */
-typedef struct Outcome
-{
-	SdStream   *stream;
-	uint64		event_id;
-	SdBody	   *body;			/* one reference; NULL without memory */
-	enum
-	{
-		OUTCOME_RESPONSE, OUTCOME_NOTHING, OUTCOME_LIMITED, OUTCOME_END
-	}			kind;
-	SdEnd		end;
-	bool		no_call;		/* the resolver was not called */
-	bool		timed_out;
-	bool		took_tokens;	/* the stream's, and its user's */
-	TokenBucket before;			/* if so: the stream's bucket, without that */
-} Outcome;
-
 static Outcome *outcomes = NULL;
 static int	noutcomes = 0;
 static int	outcomes_size = 0;
@@ -151,47 +134,66 @@ count_limited(SdStream *stream)
 	stats_add(&dispatch_self()->stats, SD_STAT_RATE_LIMITED, 1);
 }
 
-/* Shows the event to one stream. */
-static void
-show(DispatchEvent *e, SdStream *stream)
+/* May the stream have the event?  What its resolver says is decided later. */
+static RespondFate
+decide(DispatchEvent *e, SdStream *stream, uint64 lookup, Visible **visible)
 {
-	SdEnd		end;
-	Visible    *visible;
+	SdEnd		end = dispatch_stream_end(stream, lookup);
 
-	if (e->id <= stream->last_event_id)
-		return;
-	dispatch_fault(e, "showing");
-	end = dispatch_stream_end(stream, e->id);
 	if (end != SD_END_NONE)
 	{
 		if (end == SD_END_CHANNEL_REVOKED)
 			stats_add(&dispatch_self()->stats, SD_STAT_DENIED_CHANNEL, 1);
 		subscription_end_stream(stream, end);
-		return;
+		return FATE_ENDED;
 	}
 	if (e->given_up)
+		return FATE_GAP;
+	*visible = visible_to(e, stream->identity);
+	if ((*visible)->denied)
+		return FATE_NOTHING;
+	if (stream->filter && !(*visible)->leave && !audience_ignores_filters(e) &&
+		!filter_match(stream->filter, &(*visible)->data->root))
+		return FATE_NOTHING;
+	return allowance_pass(stream, false) ? FATE_RESPONSE : FATE_LIMITED;
+}
+
+/*
+ * Shows the event to one stream.  If nobody reads the stream but some that
+ * resume, they get the event when they have come that far.
+ */
+static void
+show(DispatchEvent *e, SdStream *stream)
+{
+	Visible    *visible;
+	RespondFate fate;
+
+	if (e->id <= stream->last_event_id || !stream_has_readers(stream))
+		return;
+	dispatch_fault(e, "showing");
+	fate = decide(e, stream, e->id, &visible);
+	/* Another dispatcher may take a token of the user's meanwhile. */
+	if (fate == FATE_RESPONSE && !OidIsValid(stream->resolver) && !allowance_pass(stream, true))
+		fate = FATE_LIMITED;
+	switch (fate)
 	{
-		stream_lose(stream, e->id, 0);
-		return;
+		case FATE_NOTHING:
+		case FATE_ENDED:
+			break;
+		case FATE_GAP:
+			stream_lose(stream, e->id, 0);
+			break;
+		case FATE_LIMITED:
+			count_limited(stream);
+			stream_limit(stream, e->id);
+			break;
+		case FATE_RESPONSE:
+			if (OidIsValid(stream->resolver))
+				add_work(e, stream);
+			else
+				append_data(e, visible->data, stream);
+			break;
 	}
-	visible = visible_to(e, stream->identity);
-	if (visible->denied)
-		return;
-	if (stream->filter && !visible->leave && !audience_ignores_filters(e) &&
-		!filter_match(stream->filter, &visible->data->root))
-		return;
-	if (!allowance_pass(stream, !OidIsValid(stream->resolver)))
-	{
-		count_limited(stream);
-		stream_limit(stream, e->id);
-		return;
-	}
-	if (OidIsValid(stream->resolver))
-	{
-		add_work(e, stream);
-		return;
-	}
-	append_data(e, visible->data, stream);
 }
 
 void
@@ -222,6 +224,37 @@ add_response(SdStream *stream, uint64 event_id, SdBody *body)
 	else
 		o->kind = OUTCOME_LIMITED;
 	return o;
+}
+
+RespondFate
+respond_replay(DispatchEvent *e, SdStream *stream, uint64 lookup)
+{
+	Visible    *visible;
+	RespondFate fate = decide(e, stream, lookup, &visible);
+
+	if (fate == FATE_GAP)
+		add_outcome(stream, e->id)->kind = OUTCOME_GAP;
+	if (fate != FATE_RESPONSE)
+		return fate;
+	if (OidIsValid(stream->resolver))
+		add_work(e, stream);
+	else if (stream->response_key == NULL)
+		(void) add_response(stream, e->id, shared_body(e, visible->data));
+	else
+	{
+		SdBody	   *body = dispatch_result_body(e->id, visible->data, stream->response_key);
+
+		(void) add_response(stream, e->id, body);
+		body_unref(body);
+	}
+	return fate;
+}
+
+Outcome *
+respond_outcomes(int *n)
+{
+	*n = noutcomes;
+	return outcomes;
 }
 
 /* A result for some streams of a call that asked with the same variables. */
@@ -408,9 +441,11 @@ respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
  * Counted here and not before, for a batch that is done again must not count
  * the same call twice.
  */
-static void
-count_timeouts(Outcome *o)
+void
+respond_count_timeouts(Outcome *o)
 {
+	if (o->no_call)
+		return;
 	o->stream->timeouts = o->timed_out ? o->stream->timeouts + 1 : 0;
 	if (subdispatch_resolver_max_timeouts > 0 &&
 		o->stream->timeouts >= subdispatch_resolver_max_timeouts)
@@ -441,9 +476,11 @@ respond_release(void)
 			case OUTCOME_END:
 				subscription_end_stream(o->stream, o->end);
 				break;
+			case OUTCOME_GAP:
+				stream_lose(o->stream, o->event_id, 0);
+				break;
 		}
-		if (!o->no_call)
-			count_timeouts(o);
+		respond_count_timeouts(o);
 	}
 	stream_wake_consumers();
 	respond_forget();

@@ -164,7 +164,7 @@ enum
 {
 	ARG_CHANNEL, ARG_RESOLVER, ARG_VARIABLES, ARG_FILTER, ARG_CONTEXT, ARG_RUN_AS, ARG_SETTINGS,
 	ARG_OPERATION_NAME, ARG_OPERATION_ID, ARG_RESPONSE_KEY, ARG_ID, ARG_CONNECTION, ARG_CONSUMER,
-	ARG_RATE_LIMIT, ARG_BURST, ARG_MAX_PENDING, ARG_OVERFLOW
+	ARG_RATE_LIMIT, ARG_BURST, ARG_MAX_PENDING, ARG_OVERFLOW, ARG_AFTER_EVENT
 };
 
 static void
@@ -371,6 +371,8 @@ subdispatch_subscribe(PG_FUNCTION_ARGS)
 	what.consumer = arg_optional_name(fcinfo, ARG_CONSUMER, "consumer");
 	get_rate_args(fcinfo, &what);
 	get_queue_args(fcinfo, &what);
+	what.resumes = !PG_ARGISNULL(ARG_AFTER_EVENT);
+	what.after_event = what.resumes ? PG_GETARG_INT64(ARG_AFTER_EVENT) : 0;
 	check_size(&what);
 	if (what.id == NULL)
 		what.id = random_id();

@@ -39,6 +39,7 @@ static const char *const counter_names[SD_STAT_COUNTERS] =
 	[SD_STAT_RESPONSES_QUEUED] = "responses_queued",
 	[SD_STAT_RESPONSES_DELIVERED] = "responses_delivered",
 	[SD_STAT_RESPONSES_DROPPED] = "responses_dropped",
+	[SD_STAT_RESPONSES_REPLAYED] = "responses_replayed",
 	[SD_STAT_RATE_LIMITED] = "rate_limited",
 	[SD_STAT_SUBSCRIPTIONS_CREATED] = "subscriptions_created",
 	[SD_STAT_SUBSCRIPTIONS_ENDED] = "subscriptions_ended",

@@ -39,6 +39,7 @@ typedef enum SdCounter
 	SD_STAT_RESPONSES_QUEUED,	/* stored once per stream */
 	SD_STAT_RESPONSES_DELIVERED,	/* read, per subscription */
 	SD_STAT_RESPONSES_DROPPED,	/* overflow and gaps, per subscription */
+	SD_STAT_RESPONSES_REPLAYED, /* made again for subscriptions that resume */
 	SD_STAT_RATE_LIMITED,
 	SD_STAT_SUBSCRIPTIONS_CREATED,
 	SD_STAT_SUBSCRIPTIONS_ENDED,	/* from the server's side, with a message */

@@ -30,6 +30,7 @@
 #include "utils/errcodes.h"
 #include "utils/timestamp.h"
 
+#include "resume.h"
 #include "stream_private.h"
 #include "subscription.h"
 
@@ -255,8 +256,9 @@ stream_bytes_before(SdStream *stream, uint64 n)
 static uint64
 settle_strict(SdStream *stream, SdSubscription *sub, Size len)
 {
-	uint64		pending = stream->head - sub->cursor;
-	uint64		bytes = stream->bytes - stream_bytes_before(stream, sub->cursor);
+	uint64		pending = stream->head - sub->cursor + resume_pending(sub);
+	uint64		bytes = stream->bytes - stream_bytes_before(stream, sub->cursor) +
+		resume_bytes(sub);
 
 	if (pending < sub->max_pending && (pending == 0 || bytes + len <= sub->max_pending_bytes))
 	{
@@ -394,6 +396,14 @@ make_readable(SdStream *stream)
 		if (!dlist_is_empty(&link->behind))
 			make_ready(link);
 	}
+}
+
+void
+stream_wake_resumed(SdStream *stream)
+{
+	make_readable(stream);
+	stream_wake_consumers();
+	sd_wake(stream);
 }
 
 /* Was the event seen to before?  Then the batch is run again. */

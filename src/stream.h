@@ -10,7 +10,8 @@
  *
  * A subscription that overflows with drop_newest, or that ends, is "detached":
  * what it has pending moves to a private queue, and the stream no longer
- * waits for it.
+ * waits for it.  One that resumes joins the ring when it has caught up; see
+ * resume.c.
  *
  * Losses: the stream counts, from its beginning, the responses it lost and the
  * gaps of unknown size; an entry knows those counts at its time, a subscription
@@ -37,6 +38,7 @@ struct SdConsumer;
 struct SdConnection;
 struct SdLink;
 struct SdOutstanding;
+struct SdResume;
 
 /* A payload, shared by all entries that carry it. */
 typedef struct SdBody
@@ -322,6 +324,7 @@ typedef struct SdSubscription
 		uint64		detached_at;	/* else, while live: stream's head then */
 	};
 	SdPrivateQueue *queue;		/* while not attached; NULL: nothing left */
+	struct SdResume *resume;	/* what comes before that; NULL: nothing */
 	uint64		lost_seen;		/* of the stream's lost and gaps, what is */
 	uint32		gaps_seen;		/* collected in untold or was told */
 	uint32		errors;			/* responses with errors delivered */
@@ -443,6 +446,16 @@ extern void stream_lose(SdStream *stream, uint64 event_id, uint32 n);
 
 /* The rate limit refuses the event's response: one is lost. */
 extern void stream_limit(SdStream *stream, uint64 event_id);
+
+/* Does anybody read the stream, but for those that resume?  Without a lock. */
+static inline bool
+stream_has_readers(const SdStream *stream)
+{
+	return stream->nattached + stream->ndetached > 0;
+}
+
+/* Those that resume, or have just joined, have something to read; under lock. */
+extern void stream_wake_resumed(SdStream *stream);
 
 /* Marks the event as done with: nothing for this stream. */
 extern void stream_skip(SdStream *stream, uint64 event_id);

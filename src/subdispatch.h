@@ -22,6 +22,8 @@
  *	                  (dispatcher_place.c: when one starts and ends)
  *	  dispatch.c      one batch: transactions, errors, attempts
  *	  history.c       dispatched events, kept for those who come back
+ *	                  (resume.c: subscriptions that do, catchup.c: what the
+ *	                  dispatcher does for them)
  *	  event.c         an event as jsonb (event_image.c: row images;
  *	                  json_compose.c: objects from parts, and their text;
  *	                  event_wire.c: as text for other servers, wire.c: its form,

@@ -31,6 +31,7 @@
 #include "bus.h"
 #include "registry.h"
 #include "response.h"
+#include "resume.h"
 
 /* ---- finding ---- */
 
@@ -261,7 +262,8 @@ get_strict(SdStream *stream)
 
 /* Puts a new subscription into its stream.  False when there is no memory. */
 static bool
-enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool paused)
+enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool paused,
+			 SdResume *resume)
 {
 	SdLink	   *link = NULL;
 
@@ -272,7 +274,10 @@ enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool p
 	{
 		link->nsubscriptions++;
 		sub->link = link;
-		stream_attach(stream, sub);
+		if (resume)
+			resume_enter(stream, sub, resume);
+		else
+			stream_attach(stream, sub);
 		sub->paused = paused;
 		dlist_push_tail(paused ? &link->paused : &link->current, &sub->node);
 		pg_atomic_write_u64(&sub->seen_version, pg_atomic_read_u64(&stream->version));
@@ -354,7 +359,7 @@ undo_parts(Parts *p)
 
 /* Caller holds registry_lock exclusive; sub is not yet anywhere. */
 static CreateResult
-create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
+create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub, SdResume *resume)
 {
 	Parts		parts = {0};
 	IdKey		key = {MyDatabaseId, what->owner, what->id};
@@ -369,7 +374,8 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub)
 	result = get_parts(what, db, &parts);
 	sub->stream = parts.stream; /* the dispatcher may look at it from here on */
 	if (result == CREATED && !enter_stream(parts.stream, sub, parts.consumer,
-										  pause_applies(parts.connection, parts.consumer)))
+										  pause_applies(parts.connection, parts.consumer),
+										  resume))
 		result = NO_MEMORY;
 	if (result != CREATED)
 	{
@@ -462,24 +468,41 @@ subscription_create(const SdSubscribe *what)
 	Strings		strings;
 	SdSubscription *sub;
 	CreateResult result;
+	SdResume   *resume = NULL;
 	uint64		serial;
 
 	shmem_attach();
+	if (what->resumes)
+		resume_check(db, what->after_event);
 	reserve_memory_to_remember();
 	make_strings(what, &strings);
 	sub = make_subscription(what, &strings);
 	if (sub == NULL)
 		sd_out_of_shared_memory();
 	serial = sub->serial;
+	if (what->resumes)
+	{
+		resume = resume_make((uint64) what->after_event, what->max_pending,
+							 what->max_pending_bytes);
+		if (resume == NULL)
+		{
+			sd_free(sub);
+			sd_out_of_shared_memory();
+		}
+	}
 
 	registry_lock_exclusive();
-	result = create_locked(what, db, sub);
+	result = create_locked(what, db, sub, resume);
 	registry_unlock();
 	if (result != CREATED)
 	{
+		if (resume)
+			resume_unref(resume);
 		sd_free(sub);
 		report(result, what);
 	}
+	if (resume)
+		database_wake(db, channel_dispatcher(channel_hash(what->channel, strlen(what->channel))));
 	remember(what->id, what->owner, serial);
 	stats_add(&db->stats, SD_STAT_SUBSCRIPTIONS_CREATED, 1);
 	return serial;

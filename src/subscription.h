@@ -36,6 +36,8 @@ typedef struct SdSubscribe
 	int			max_pending;
 	int			max_pending_bytes;
 	SdOverflow	overflow;
+	bool		resumes;		/* after this event */
+	int64		after_event;
 } SdSubscribe;
 
 /*

@@ -20,6 +20,7 @@
 #include "utils/hsearch.h"
 
 #include "ack.h"
+#include "resume.h"
 #include "subscription.h"
 #include "views.h"
 #include "walk.h"
@@ -58,6 +59,7 @@ typedef struct SubscriptionRow
 	SdCopied	consumer;
 	SdCopied	response_key;
 	SdEnd		end;
+	bool		resuming;
 	bool		paused;
 	uint64		pending;
 	uint64		delivered;
@@ -99,6 +101,7 @@ collect_progress(SubscriptionRow *row, SdSubscription *sub)
 
 	LWLockAcquire(&stream->lock, LW_SHARED);
 	row->end = sub->end;
+	row->resuming = resume_running(sub);
 	row->paused = sub->paused;
 	row->ended_at = sub->end == SD_END_NONE ? 0 : sub->ended_at;
 	row->pending = stream_pending(stream, sub);
@@ -160,12 +163,12 @@ collect_subscription(SdWalk *walk, SdHashNode *node)
 }
 
 static const char *
-state_name(SdEnd end, bool paused)
+state_name(SdEnd end, bool paused, bool resuming)
 {
 	switch (end)
 	{
 		case SD_END_NONE:
-			return paused ? "paused" : "active";
+			return paused ? "paused" : resuming ? "resuming" : "active";
 		case SD_END_COMPLETE:
 			return "complete";
 		default:
@@ -201,7 +204,7 @@ emit_subscription(SdWalk *walk, void *r)
 	row_put_string(&row, walk_copied(walk, s->operation_id));
 	row_put_string(&row, walk_copied(walk, s->connection_id));
 	row_put_string(&row, walk_copied(walk, s->consumer));
-	row_put_string(&row, state_name(s->end, s->paused));
+	row_put_string(&row, state_name(s->end, s->paused, s->resuming));
 	row_put_int8(&row, s->pending);
 	row_put_int8(&row, s->delivered);
 	row_put_int8(&row, s->dropped);
