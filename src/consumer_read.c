@@ -29,6 +29,8 @@
 #include "subscription.h"
 
 /* One turn's collecting; all of it under registry_lock in shared mode. */
+#define SEEN_PER_LOCK	512
+
 typedef struct Turn
 {
 	ReadPoll   *poll;
@@ -36,6 +38,8 @@ typedef struct Turn
 	bool		full;
 	TimestampTz now;
 	TimestampTz retry_at;		/* when a held back loss notice may be given */
+	int			seen;			/* subscriptions, while the locks are held */
+	bool		pausing;		/* full only for now: the locks are to be let go */
 } Turn;
 
 /* ---- taking responses ---- */
@@ -169,6 +173,8 @@ poll_link(Turn *t, SdLink *link)
 			break;
 		dlist_delete(&sub->node);
 		dlist_push_tail(stream_drained(stream, sub) ? &link->current : &again, &sub->node);
+		if (++t->seen == SEEN_PER_LOCK && !t->poll->acking)
+			t->full = t->pausing = true;
 	}
 	dlist_append_all(&link->behind, &again);
 	more = !dlist_is_empty(&link->behind);
@@ -258,7 +264,7 @@ poll_ready(Turn *t)
 			continue;
 		}
 		took = read_batch->used > used;
-		push_ready(t->consumer, link, took || !t->full);
+		push_ready(t->consumer, link, !t->pausing && (took || !t->full));
 		if (took)
 			first_idle = NULL;
 		else if (first_idle == NULL)
@@ -352,10 +358,14 @@ forget_acknowledged(Oid owner)
 	ack_release();
 }
 
-/* One turn.  May fill the batch if it returns ACK_READ. */
+/*
+ * One turn, or a part of it: *pausing tells that there is more for the same
+ * batch, and then that this goes on.  May fill the batch if it returns ACK_READ.
+ */
 static AckTurn
-take_turn(ReadPoll *poll, bool *no_memory, AckNumbers *numbers)
+take_some(ReadPoll *poll, bool *pausing, bool *no_memory, AckNumbers *numbers)
 {
+	bool		go_on = *pausing;
 	Turn		t = {
 		.poll = poll, .now = GetCurrentTimestamp(), .retry_at = DT_NOEND
 	};
@@ -367,7 +377,9 @@ take_turn(ReadPoll *poll, bool *no_memory, AckNumbers *numbers)
 	{
 		pg_atomic_write_u64(&t.consumer->last_polled, t.now);
 		LWLockAcquire(&t.consumer->reading, LW_EXCLUSIVE);
-		if (poll->first)
+		if (go_on)
+			what = t.consumer->outstanding ? ACK_STOP : ACK_READ;
+		else if (poll->first)
 			what = ack_begin(t.consumer, poll->acking, poll->ack, poll->shared, numbers);
 		else
 			what = poll->acking ? ack_continue(t.consumer) : ACK_READ;
@@ -377,8 +389,24 @@ take_turn(ReadPoll *poll, bool *no_memory, AckNumbers *numbers)
 	}
 	LWLockRelease(&sd_shared->registry_lock);
 	trash_empty();
-	if (t.consumer == NULL)
+	*pausing = t.pausing;
+	if (t.consumer == NULL && !go_on)
 		reader_no_such("consumer", poll->consumer);
+	return what;
+}
+
+/*
+ * One turn.  It lets the locks go after SEEN_PER_LOCK subscriptions and goes on
+ * where it was, so that a row of very many still is one.
+ */
+static AckTurn
+take_turn(ReadPoll *poll, bool *no_memory, AckNumbers *numbers)
+{
+	bool		pausing = false;
+	AckTurn		what = take_some(poll, &pausing, no_memory, numbers);
+
+	while (pausing)
+		(void) take_some(poll, &pausing, no_memory, numbers);
 	return what;
 }
 

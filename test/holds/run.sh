@@ -3,7 +3,9 @@
 #
 #   test/holds/run.sh [N [LOCK]]     N subscriptions (1000000); LOCK registry (default), stream, ids, consumer or order
 #
-# Prints for each step the longest holds, in microseconds of processor time, with where the lock was taken and released.
+# Prints for each step the longest holds, in microseconds of processor time, with where the lock was taken and released, and
+# how many there were of 100 us or more, and of 20 us or more. A single one that is much longer than all others of its kind is
+# the machine's (first use of a page, a hypervisor's time); what is the code's own comes back.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -104,5 +106,5 @@ test/with_server.sh -m "PG_CFLAGS=-include test/holds/lock_holds.h -DHOLD_TRANCH
 	-c subdispatch.event_history_size=0 "$out/run"
 awk '/ STEP / { step = $0; sub(/.* STEP /, "", step) }
 	/^LOCK HELD/ { where = $5 " " $6 " " $7 " " $8; gsub("src/", "", where); key = step "\t" where
-		n[key]++; if ($3 > max[key]) max[key] = $3 }
-	END { for (key in max) printf "%8d us (%d over the threshold)\t%s\n", max[key], n[key], key }' "$out/log/server.log" | sort -t "	" -k2,2 -k1,1rn
+		n[key]++; if ($3 >= 100) long[key]++; if ($3 > max[key]) max[key] = $3 }
+	END { for (key in max) printf "%8d us, %d of %d of 100 us or more\t%s\n", max[key], long[key], n[key], key }' "$out/log/server.log" | sort -t "	" -k2,2 -k1,1rn
