@@ -24,8 +24,8 @@
  * column's own domain are not run: they were where the row was written, and a
  * valid image must not depend on what a check says now.
  *
- * What depends on the columns alone is kept, until a type, a schema or the
- * table changes.  It comes from the catalog caches alone, without a lock on the
+ * What depends on the columns alone is kept, until a type, a schema, the table,
+ * or, where a column holds rows, any relation changes.  It comes from the catalog caches alone, without a lock on the
  * table: a table that is altered at this moment has another layout than the
  * event by then, which is how images of an altered table are recognized anyway.
  *
@@ -52,6 +52,7 @@
 #include "utils/syscache.h"
 
 #include "event_build.h"
+#include "event_image.h"
 #include "grants.h"
 #include "image_text.h"
 
@@ -82,6 +83,7 @@ struct ImageTable
 	Oid			relid;
 	Oid			owner;
 	bool		care;
+	bool		has_rows;		/* a column's type depends on other relations */
 	SdEventTable *table;
 	FmgrInfo   *functions;		/* of the columns */
 	Oid		   *params;
@@ -186,7 +188,7 @@ invalidate(Oid relid)
 		return;
 	hash_seq_init(&scan, tables);
 	while ((table = hash_seq_search(&scan)) != NULL)
-		if (!OidIsValid(relid) || table->why || table->relid == relid)
+		if (!OidIsValid(relid) || table->why || table->has_rows || table->relid == relid)
 			table->valid = false;
 }
 
@@ -307,6 +309,7 @@ match_column(ImageTable *made, int i, int attno, const char *name, const char *t
 	fmgr_info_cxt(function, &made->functions[i], made->context);
 	made->attnos[i] = attno;
 	made->care |= !is_plain(att->type);
+	made->has_rows |= event_type_has_rows(att->type);
 	return true;
 }
 

@@ -45,11 +45,19 @@ CREATE DATABASE dropped;
 CREATE DATABASE extless;
 SQL
 install_extension($primary, $_) foreach 'dropped', 'extless';
+$primary->safe_psql('dropped', "CREATE FUNCTION busy(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(pg_sleep(9)::text)'");
 $primary->backup('b');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($primary, 'b', has_streaming => 1);
 $standby->append_conf('postgresql.conf', "max_standby_streaming_delay = 60s\nsubdispatch.resolver_timeout = 10s");
 $standby->start;
+
+# one that follows the standby
+my $cascade = PostgreSQL::Test::Cluster->new('cascade');
+$cascade->init_from_backup($primary, 'b');
+$cascade->enable_streaming($standby);
+$cascade->start;
+$cascade->safe_psql('postgres', "SELECT subdispatch.subscribe('c', 'look', id => 'look')");
 
 sub set
 {
@@ -93,6 +101,7 @@ set('subdispatch.event_bus' => 'redis');
 $standby->safe_psql('postgres', "SELECT subdispatch.subscribe('c', 'look', id => 'look'), subdispatch.subscribe('c', id => 'data')");
 is(insert_rows(200), results($standby, 'look'), 'a resolver on the standby sees every row');
 like(results($standby, 'data'), qr/^\{"id": 1\} .*\{"id": 200\}$/, 'and data comes');
+like(results($cascade, 'look'), qr/^v1 v2 .* v200$/, 'as does one on a standby of the standby');
 $standby->safe_psql('postgres', "SELECT subdispatch.subscribe('c', 'look', id => 'polled', consumer => 'gateway')");
 my $expected = insert_rows(3);
 dispatched($standby);
@@ -181,9 +190,13 @@ foreach my $db ('dropped', 'extless')
 	$primary->safe_psql($db, "SELECT subdispatch.publish('c', '1')");
 	is(results($standby, 's', $db), '1', "$db has subscriptions on the standby");
 }
+# one of them is at work, and would be for a while
+$standby->safe_psql('dropped', "SELECT subdispatch.subscribe('busy', 'busy', id => 'busy')");
+$primary->safe_psql('dropped', "SELECT subdispatch.publish('busy', '1')");
+poll_until($standby, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'subdispatch dispatcher' AND datname = 'dropped' AND wait_event = 'PgSleep'", 1, 'a dispatcher is at work');
 my $memory = memory_in_use($standby);
 set('max_standby_streaming_delay' => '1min');
-$primary->safe_psql('postgres', 'DROP DATABASE dropped');
+$primary->safe_psql('postgres', 'DROP DATABASE dropped WITH (FORCE)');
 poll_until($standby, "SELECT count(*) FROM pg_database WHERE datname = 'dropped'", 0, 'DROP DATABASE goes through on the standby');
 poll_until($standby, "SELECT count(*) FROM subdispatch.workers WHERE kind <> 'launcher' AND database IS DISTINCT FROM 'postgres' AND database IS DISTINCT FROM 'extless'", 0, 'its workers are gone');
 eventually('and so is what they had', sub { my $now = memory_in_use($standby); return ($now < $memory, "$now of $memory") });
@@ -238,9 +251,15 @@ is(results($standby, 'load'), 'notified', 'so that NOTIFY arrives');
 $standby->safe_psql('postgres', "SELECT subdispatch.grant_channel('load', 'alice', 'subscribe'); INSERT INTO load VALUES ('x'); SELECT subdispatch.publish('load', '\"own\"')");
 is(results($standby, 'load'), 'own', 'events of the new timeline are its own');
 
-foreach my $node ($primary, $standby)
+# The standby of the standby follows it to the new timeline, and waits for it.
+results($cascade, 'look');
+$standby->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES (200000, 'of the new timeline'); SELECT subdispatch.publish('c', '{\"id\": 200000}'); COMMIT");
+is(results($cascade, 'look'), 'of the new timeline', 'a standby of the new primary sees its rows');
+is($cascade->safe_psql('postgres', 'SELECT replay_timeouts FROM subdispatch.stats'), 0, 'without having lost any event of its channel');
+
+foreach my $node ($primary, $standby, $cascade)
 {
 	unlike(slurp_file($node->logfile), qr/PANIC|TRAP|signal 11|signal 6/, 'no crash of the ' . $node->name);
-	$node->stop;
 }
+$_->stop foreach $cascade, $standby, $primary;
 done_testing();
