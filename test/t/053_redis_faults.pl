@@ -41,7 +41,9 @@ sub check_fault
 	$end->();
 	ok(dispatched($node), "$name: goes on when it is over");
 	my $last = results($node, 's');
-	like($last, qr/^(?:\d+ )+last of \Q$name\E$/, "$name: all that was published arrives");
+	# another database of Redis has not what was read before: a loss may be told
+	my $more = $name eq 'other password' ? qr/(?: next)?/ : qr//;
+	like($last, qr/^(?:\d+ )+last of \Q$name\E$more$/, "$name: all that was published arrives");
 	unlike(slurp_file($node->logfile, $log), qr/s3cret|a key that is long/, "$name: no secret in the log");
 	return;
 }
