@@ -23,7 +23,7 @@
  *	  dispatch.c      one batch: transactions, errors, attempts
  *	  history.c       dispatched events, kept for those who come back
  *	                  (resume.c: subscriptions that do, catchup.c: what the
- *	                  dispatcher does for them)
+ *	                  dispatcher does for them, runners.c: how far each is)
  *	  event.c         an event as jsonb (event_image.c: row images;
  *	                  json_compose.c: objects from parts, and their text;
  *	                  event_wire.c: as text for other servers, wire.c: its form,

@@ -1,0 +1,452 @@
+/*-------------------------------------------------------------------------
+ *
+ * runners.c
+ *	  Those that resume on a dispatcher's channels, and how far each is.
+ *
+ * The dispatcher's copy of the history's list of resumes, in groups by stream:
+ * which event each waits for, what room his queue has, who has come to the seam
+ * and joins the stream.  Which events there are and what becomes of them is
+ * catchup.c's.
+ *
+ * Each runner is held by a reference, so a subscription may go in between: what
+ * is its own (SdResume->running and what follows) is looked at under its
+ * stream's lock each time.
+ *
+ * Locks: the stream's lock; the history's inside of it, and alone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+
+#include "runners.h"
+#include "stream_private.h"
+
+/* One that resumes; what is said of it is this slice's. */
+typedef struct Runner
+{
+	SdResume   *r;				/* one reference */
+	bool		here;			/* takes part in this slice */
+	uint64		after;
+	uint32		room;
+	uint64		bytes;
+	uint64		full_at;		/* its queue is full after this event; 0: isn't */
+} Runner;
+
+/* All this is the process's own. */
+static SdHistory *history = NULL;
+static Runner *runners = NULL;
+static int	nrunners = 0;
+static int	runners_size = 0;
+static RunnerGroup *groups = NULL;
+static int	ngroups = 0;
+static int	groups_size = 0;
+static bool collected = false;
+static uint32 seen_changes = 0;
+static bool progress = false;	/* somebody is further than at the beginning */
+
+/* ---- who resumes ---- */
+
+void
+runners_init(SdHistory *of)
+{
+	history = of;
+}
+
+bool
+runners_any(void)
+{
+	return history->nresuming > 0 || nrunners > 0;
+}
+
+void
+runners_forget(void)
+{
+	while (nrunners > 0)
+		resume_unref(runners[--nrunners].r);
+	ngroups = 0;
+	collected = false;
+}
+
+static void
+make_room(int n)
+{
+	if (n <= runners_size)
+		return;
+	n += n / 2 + 64;
+	if (runners)
+		runners = repalloc_huge(runners, n * sizeof(Runner));
+	else
+		runners = MemoryContextAllocHuge(TopMemoryContext, n * sizeof(Runner));
+	runners_size = n;
+}
+
+/* False if there is no room for all of them. */
+static bool
+copy_list(int *n)
+{
+	dlist_iter	iter;
+
+	LWLockAcquire(&history->lock, LW_SHARED);
+	*n = (int) history->nresuming;
+	seen_changes = pg_atomic_read_u32(&history->resume_changes);
+	if (*n <= runners_size)
+		dlist_foreach(iter, &history->resuming)
+		{
+			SdResume   *r = dlist_container(SdResume, node, iter.cur);
+
+			pg_atomic_fetch_add_u32(&r->refs, 1);
+			memset(&runners[nrunners], 0, sizeof(Runner));
+			runners[nrunners++].r = r;
+		}
+	LWLockRelease(&history->lock);
+	return *n <= runners_size;
+}
+
+/* By channel, so that those of an event's stand together, and stream. */
+static int
+compare_streams(const SdStream *a, const SdStream *b)
+{
+	if (a->channel != b->channel)
+		return a->channel < b->channel ? -1 : 1;
+	return a < b ? -1 : a > b;
+}
+
+static int
+compare_runners(const void *a, const void *b)
+{
+	return compare_streams(((const Runner *) a)->r->stream, ((const Runner *) b)->r->stream);
+}
+
+static void
+make_groups(void)
+{
+	if (groups_size < nrunners)
+	{
+		groups_size = runners_size;
+		if (groups)
+			groups = repalloc_huge(groups, groups_size * sizeof(RunnerGroup));
+		else
+			groups = MemoryContextAllocHuge(TopMemoryContext, groups_size * sizeof(RunnerGroup));
+	}
+	ngroups = 0;
+	for (int i = 0; i < nrunners; i++)
+	{
+		if (i == 0 || runners[i].r->stream != runners[i - 1].r->stream)
+		{
+			groups[ngroups].stream = runners[i].r->stream;
+			groups[ngroups].first = i;
+			groups[ngroups++].n = 0;
+		}
+		groups[ngroups - 1].n++;
+	}
+}
+
+void
+runners_collect(void)
+{
+	int			n = 0;
+
+	if (collected && pg_atomic_read_u32(&history->resume_changes) == seen_changes)
+		return;
+	runners_forget();
+	while (!copy_list(&n))
+		make_room(n);
+	qsort(runners, nrunners, sizeof(Runner), compare_runners);
+	make_groups();
+	collected = true;
+}
+
+static int
+compare_group(const void *stream, const void *group)
+{
+	return compare_streams(stream, ((const RunnerGroup *) group)->stream);
+}
+
+RunnerGroup *
+runners_of(SdStream *stream)
+{
+	return bsearch(stream, groups, ngroups, sizeof(RunnerGroup), compare_group);
+}
+
+/* ---- the beginning of a slice ---- */
+
+/* Who has caught up joins the stream.  Caller holds its lock. */
+static void
+join(Runner *runner)
+{
+	resume_join(runner->r);
+	runner->here = false;
+}
+
+static void
+begin_group(RunnerGroup *g, uint64 done)
+{
+	SdStream   *stream = g->stream;
+	bool		joined = false;
+
+	g->seam = Max(done, stream->last_event_id);
+	g->behind = PG_UINT64_MAX;
+	g->stop = PG_UINT64_MAX;
+	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < g->n; i++)
+	{
+		Runner	   *runner = &runners[g->first + i];
+		SdResume   *r = runner->r;
+
+		runner->here = false;
+		if (!r->running)
+			continue;
+		if (r->after == g->seam)
+		{
+			join(runner);
+			joined = true;
+			continue;
+		}
+		if (r->full || r->after > g->seam)
+			continue;
+		runner->here = true;
+		runner->after = r->after;
+		runner->room = r->size - r->n;
+		runner->bytes = r->bytes;
+		runner->full_at = 0;
+		g->behind = Min(g->behind, r->after);
+	}
+	if (joined)
+		stream_wake_resumed(stream);
+	LWLockRelease(&stream->lock);
+}
+
+uint64
+runners_begin(uint64 done, uint64 *limit)
+{
+	uint64		from = PG_UINT64_MAX;
+
+	*limit = 0;
+	progress = false;
+	for (int i = 0; i < ngroups; i++)
+	{
+		begin_group(&groups[i], done);
+		from = Min(from, groups[i].behind);
+		if (groups[i].behind != PG_UINT64_MAX)
+			*limit = Max(*limit, groups[i].seam);
+	}
+	return from;
+}
+
+static void
+skip_gone(RunnerGroup *g)
+{
+	uint64		gone = history_gone(g->stream->channel);
+
+	if (g->behind >= gone)
+		return;
+	g->behind = PG_UINT64_MAX;
+	LWLockAcquire(&g->stream->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < g->n; i++)
+	{
+		Runner	   *runner = &runners[g->first + i];
+
+		if (!runner->here || !runner->r->running)
+			continue;
+		if (runner->after < gone)
+		{
+			resume_note_gap(runner->r);
+			runner->r->after = runner->after = gone;
+			progress = true;
+		}
+		g->behind = Min(g->behind, runner->after);
+	}
+	LWLockRelease(&g->stream->lock);
+}
+
+void
+runners_skip_gone(void)
+{
+	for (int i = 0; i < ngroups; i++)
+		skip_gone(&groups[i]);
+}
+
+/* ---- one event ---- */
+
+static bool
+wants(const RunnerGroup *g, uint64 id)
+{
+	return g->behind < id && id <= g->seam && id < g->stop;
+}
+
+static bool
+concerns(const SdChannel *channel, const SdEvent *ev)
+{
+	if (channel->star)
+		return true;
+	return ev->own_channel && channel->hash == ev->channel_hash &&
+		channel->namelen == ev->channel_len &&
+		memcmp(channel->name, EVENT_CHANNEL(ev), channel->namelen) == 0;
+}
+
+/* The groups of one channel stand together: the number of the first behind them. */
+static int
+next_channel(int i)
+{
+	SdChannel  *channel = groups[i].stream->channel;
+
+	do
+		i++;
+	while (i < ngroups && groups[i].stream->channel == channel);
+	return i;
+}
+
+bool
+runners_concerned(const SdEvent *ev, uint64 id)
+{
+	int			next;
+
+	for (int i = 0; i < ngroups; i = next)
+	{
+		next = next_channel(i);
+		if (!concerns(groups[i].stream->channel, ev))
+			continue;
+		for (int k = i; k < next; k++)
+			if (wants(&groups[k], id))
+				return true;
+	}
+	return false;
+}
+
+void
+runners_each(DispatchEvent *e, void (*what) (DispatchEvent *, RunnerGroup *))
+{
+	int			next;
+
+	for (int i = 0; i < ngroups; i = next)
+	{
+		next = next_channel(i);
+		if (!concerns(groups[i].stream->channel, e->ev))
+			continue;
+		for (int k = i; k < next; k++)
+			if (wants(&groups[k], e->id))
+				what(e, &groups[k]);
+	}
+}
+
+int
+runners_take_room(RunnerGroup *g, const Outcome *o)
+{
+	int			n = 0;
+
+	g->behind = PG_UINT64_MAX;
+	for (int i = 0; i < g->n; i++)
+	{
+		Runner	   *runner = &runners[g->first + i];
+
+		if (!runner->here || runner->full_at != 0)
+			continue;
+		if (runner->after < o->event_id && o->body)
+		{
+			n++;
+			runner->room--;
+			runner->bytes += o->body->len;
+			if (runner->room == 0 || runner->bytes >= runner->r->max_bytes / 2)
+				runner->full_at = o->event_id;
+		}
+		if (runner->full_at == 0)
+			g->behind = Min(g->behind, runner->after);
+	}
+	return n;
+}
+
+/* ---- the end of a slice ---- */
+
+void
+runners_deliver(RunnerGroup *g, const Outcome *o)
+{
+	LWLockAcquire(&g->stream->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < g->n; i++)
+	{
+		Runner	   *runner = &runners[g->first + i];
+
+		if (!runner->here || !runner->r->running || runner->after >= o->event_id ||
+			(runner->full_at != 0 && o->event_id > runner->full_at))
+			continue;
+		if (o->kind == OUTCOME_GAP)
+			resume_note_gap(runner->r);
+		else
+			resume_push(runner->r, o->event_id, o->body);
+		runner->r->after = runner->after = o->event_id;
+		progress = true;
+	}
+	LWLockRelease(&g->stream->lock);
+}
+
+/* The group's runners are done with everything up to "reached". */
+static void
+end_group(RunnerGroup *g, uint64 reached)
+{
+	bool		any = false;
+
+	reached = Min(reached, g->seam);
+	if (g->stop != PG_UINT64_MAX)
+		reached = Min(reached, g->stop - 1);
+	LWLockAcquire(&g->stream->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < g->n; i++)
+	{
+		Runner	   *runner = &runners[g->first + i];
+		SdResume   *r = runner->r;
+
+		if (!runner->here || !r->running)
+			continue;
+		any = true;
+		r->after = Max(r->after, runner->full_at != 0 ? runner->full_at : reached);
+		progress |= r->after > runner->after;
+		r->full = runner->full_at != 0 && r->n > r->size / 2;
+		if (r->after == g->seam)
+			join(runner);
+	}
+	if (any)
+		stream_wake_resumed(g->stream);
+	LWLockRelease(&g->stream->lock);
+}
+
+void
+runners_end(uint64 reached)
+{
+	for (int i = 0; i < ngroups; i++)
+		end_group(&groups[i], reached);
+}
+
+/* Those that it was shown to are told that something is missing. */
+static void
+give_up(RunnerGroup *g, uint64 id)
+{
+	LWLockAcquire(&g->stream->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < g->n; i++)
+	{
+		Runner	   *runner = &runners[g->first + i];
+
+		if (!runner->here || !runner->r->running || runner->after >= id)
+			continue;
+		resume_note_gap(runner->r);
+		runner->r->after = id;
+	}
+	LWLockRelease(&g->stream->lock);
+}
+
+void
+runners_give_up(const SdEvent *ev, uint64 id)
+{
+	for (int i = 0; i < ngroups; i++)
+	{
+		RunnerGroup *g = &groups[i];
+
+		if (concerns(g->stream->channel, ev) && id <= g->seam && id < g->stop)
+			give_up(g, id);
+	}
+}
+
+bool
+runners_progress(void)
+{
+	return progress;
+}
