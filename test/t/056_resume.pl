@@ -142,11 +142,18 @@ sub run_rounds
 	}
 	my @comers = map { my $kind = $_; background($node, "CALL come_and_go('$kind', ARRAY[$lists], $seconds)") } 'one', 'two';
 	my $deaths = 0;
+	my $was_ready = 0;
 	my $end = time + $seconds;
 	while (time < $end)
 	{
-		if ($kill) { terminate_dispatchers($node); $deaths++; }
-		sleep $kill ? 0.3 : 0.1;
+		if ($kill)
+		{
+			# When they are back: who subscribes waits for both of them, a limited time.
+			my $ready = $node->safe_psql('postgres', "SELECT count(*) FROM subdispatch.workers WHERE kind = 'dispatcher' AND state = 'running'") eq '2';
+			if ($ready && $was_ready) { terminate_dispatchers($node); $deaths++; }
+			$was_ready = $ready && !$was_ready;
+		}
+		sleep 0.2;
 	}
 	$node->safe_psql('postgres', 'INSERT INTO stop VALUES (true)');
 	foreach my $h (@comers, @producers)
