@@ -2,14 +2,14 @@
 #
 #   make && sudo make install         build and install for the PostgreSQL that PG_CONFIG names
 #   make check                        everything, on a throw-away server; installs what is missing on Debian
-#   make demo                         the main job on pgbench's workload, on a throw-away server
+#   make demo                         the main job on pgbench's workload, on a throw-away server (or two, SERVERS=2)
 #   make bench                        the benchmark suite, see bench/README.md
 #   make installcheck                 regression and isolation tests on a running server that preloads the library
 #   make tapcheck, unitcheck          TAP tests (they start their own servers), unit tests of the pure C files
 #   make clangcheck                   clang's warnings, as errors
 #
 # Options of check: TESTS="regress isolation tap unit demo", REGRESS=name, ISOLATION=name, PROVE_TESTS=test/t/name.pl,
-# ASSERT=only|no, PROVE_FLAGS=…   Options of demo: DURATION=seconds, CLIENTS=n, SCALE=n
+# ASSERT=only|no, PROVE_FLAGS=…   Options of demo: SERVERS=1|2, DURATION=seconds, CLIENTS=n, SCALE=n
 # Options of bench: BENCH="name …", RUNS=rounds, SECONDS=s, QUICK=1, README=1
 
 PG_CONFIG ?= pg_config

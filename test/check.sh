@@ -196,16 +196,19 @@ suites() {
 	AS=("${as[@]}")
 }
 
-# The command that the README begins with, as it is.
+# The command that the README begins with, as it is, and on two servers.
 demo() {
-	local start=$SECONDS log=$BASE/demo.log
-	say "demo"
-	if DURATION=5 CLIENTS=4 bash "$TOP/test/demo/run.sh" >"$log" 2>&1; then
-		tail -n 3 "$log"
-		record "demo" 1 0 $((SECONDS - start))
-	else
-		failed_step "demo" demo "$log"
-	fi
+	local start log label servers
+	for servers in 1 2; do
+		start=$SECONDS log=$BASE/demo-$servers.log label="demo (SERVERS=$servers)"
+		say "$label"
+		if SERVERS=$servers DURATION=5 CLIENTS=$((4 / servers)) SCALE=$((4 / servers)) bash "$TOP/test/demo/run.sh" >"$log" 2>&1; then
+			tail -n $((1 + servers)) "$log"
+			record "$label" 1 0 $((SECONDS - start))
+		else
+			failed_step "$label" demo "$log"
+		fi
+	done
 }
 
 clang_warnings() {

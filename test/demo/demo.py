@@ -9,54 +9,20 @@ pgbench_history as multisets of whole rows.
 """
 
 import argparse
-import collections
 import json
 import os
-import random
-import subprocess
 import sys
 import threading
 import time
 
 import psycopg2
 
-CONSUMER = "gateway"
-BATCH = 5000
+from common import BATCH, CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, connect, number, phone, plain, run, subscribe
 
-SETUP = """
-CREATE EXTENSION jsonb_plpython3u CASCADE;
-CREATE EXTENSION subdispatch;
-CREATE SCHEMA demo;
-
-CREATE TRIGGER publish AFTER INSERT OR UPDATE ON pgbench_accounts
-  FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('accounts');
-CREATE TRIGGER publish AFTER INSERT OR UPDATE ON pgbench_history
-  FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('history');
-
-CREATE FUNCTION demo.statement_line(event jsonb, variables jsonb) RETURNS jsonb
-  LANGUAGE plpython3u TRANSFORM FOR TYPE jsonb AS $$
-    row = event["data"]["row"]
-    row["text"] = "%s of %s %s" % ("deposit" if row["delta"] >= 0 else "withdrawal", abs(row["delta"]), variables["currency"])
-    return row
-$$;
-
+RECEIVED = """
 -- as on paper: what each subscription received, to be compared with what was committed
 CREATE UNLOGGED TABLE demo.received (subscription int, tid int, bid int, aid int, delta int, mtime timestamp);
 """
-
-# matches: what the filter says, in SQL, over pgbench_history. An account's change has the aid of the history row that the
-# same transaction writes, so a condition on aid alone counts account changes, too.
-Subscription = collections.namedtuple("Subscription", "name channel filter matches resolver variables connection")
-
-
-def plain(name, channel, filter_, matches):
-    return Subscription(name, channel, filter_, matches, None, {}, "dashboard")
-
-
-def phone(n, currency):
-    return Subscription("phone-%02d" % n, "history", {"row.bid": 1}, "bid = 1", "demo.statement_line",
-                        {"currency": currency}, "phone-%02d" % n)
-
 
 SUBSCRIPTIONS = [
     plain("history", "history", {}, "true"),
@@ -72,63 +38,33 @@ SUBSCRIPTIONS = [
 ] + [phone(n, "USD") for n in range(1, 9)] + [phone(n, "EUR") for n in range(9, 11)]
 
 
-class Ledger:
-    """What one subscription received."""
-
-    def __init__(self, number, subscription):
-        self.number = number
-        self.subscription = subscription
-        self.responses = 0
-        self.history_rows = 0
-        self.account_changes = 0
-        self.last_event_id = 0
-        self.balances = {}
-        self.first = None
-
-
 class Demo:
     def __init__(self, options):
         self.options = options
-        self.problems = []
-        self.problem_count = 0
-        self.ledgers = {s.name: Ledger(i, s) for i, s in enumerate(SUBSCRIPTIONS)}
+        self.problems = Problems()
+        self.ledgers = {s.name: Ledger(i, s, self.problems) for i, s in enumerate(SUBSCRIPTIONS)}
         self.received_path = os.path.join(os.environ["TMPDIR"], "received")
         self.received = open(self.received_path, "w", encoding="ascii")
-        self.delays = []            # a sample of them
+        self.delays = Delays()
         self.batches = 0
         self.gateway = connect()
         self.observer = connect()
-
-    def problem(self, text):
-        self.problem_count += 1
-        if len(self.problems) < 20:
-            self.problems.append(text)
 
     # ---------------------------------------------------------------- set-up
 
     def set_up(self):
         run("pgbench", "-i", "-q", "-s", str(self.options.scale))
         with self.observer.cursor() as cursor:
-            cursor.execute(SETUP)
+            cursor.execute(SETUP + RECEIVED)
         with self.gateway.cursor() as cursor:
-            cursor.execute("SELECT subdispatch.open_consumer(%s)", (CONSUMER,))
-            for s in SUBSCRIPTIONS:
-                cursor.execute(
-                    "SELECT subdispatch.subscribe(%s, %s, variables => %s, filter => %s, response_key => %s, id => %s,"
-                    " connection_id => %s, consumer => %s)",
-                    (s.channel, s.resolver, json.dumps(s.variables), json.dumps(s.filter),
-                     "statementLine" if s.resolver else None, s.name, s.connection, CONSUMER))
+            subscribe(cursor, SUBSCRIPTIONS)
 
     # -------------------------------------------------------------- the work
 
     def work(self):
         """Runs pgbench, and drains until everything that it committed is dispatched and read."""
         seconds = self.options.duration
-        log_path = os.path.join(os.environ["TMPDIR"], "pgbench.log")
-        with open(log_path, "w", encoding="utf-8") as log:
-            pgbench = subprocess.Popen(
-                ["pgbench", "-n", "-M", "prepared", "-T", str(seconds), "-c", str(self.options.clients), "-j", "2"],
-                stdout=log, stderr=subprocess.STDOUT)
+        pgbench = Pgbench(seconds, self.options.clients)
         try:
             start = time.monotonic()
             next_line = start + 2
@@ -144,7 +80,7 @@ class Demo:
                     next_line = now + 2
                 if done:
                     break
-                if pgbench.poll() is None:
+                if pgbench.running():
                     if now > start + seconds + 120:
                         raise RuntimeError("pgbench did not end")
                 elif dispatched is None:
@@ -152,20 +88,15 @@ class Demo:
                     dispatched.start()
             self.progress(time.monotonic() - start)
         finally:
-            if pgbench.poll() is None:
-                pgbench.kill()
-            pgbench.wait()
+            pgbench.kill()
         self.received.close()
-        with open(log_path, encoding="utf-8") as log:
-            self.pgbench_output = log.read()
-        if pgbench.returncode != 0:
-            raise RuntimeError("pgbench failed:\n" + self.pgbench_output)
+        self.tps = pgbench.tps()
 
     def wait_dispatched(self):
         with connect() as connection, connection.cursor() as cursor:
             cursor.execute("SELECT subdispatch.wait_dispatched('60s')")
             if not cursor.fetchone()[0]:
-                self.problem("not all that was committed was dispatched within 60 s after pgbench's end")
+                self.problems.add("not all that was committed was dispatched within 60 s after pgbench's end")
 
     def drain(self):
         """Reads until there is nothing more."""
@@ -179,51 +110,14 @@ class Demo:
             now = time.time() * 1e6
             self.batches += 1
             for name, connection_id, operation_id, event_id, dropped, response in rows:
-                self.take(self.ledgers[name], connection_id, operation_id, event_id, dropped, response)
-            # An event's id is the microsecond in which it was dispatched. A sample will do, of bounded size.
+                ledger = self.ledgers[name]
+                row = ledger.take(connection_id, operation_id, event_id, dropped, response)
+                if row is not None:
+                    self.received.write("%d\t%d\t%d\t%d\t%d\t%s\n" % (
+                        ledger.number, row["tid"], row["bid"], row["aid"], row["delta"], row["mtime"]))
+            # An event's id is the microsecond in which it was dispatched. A sample will do.
             if event_id is not None:
-                if len(self.delays) < 10000:
-                    self.delays.append(now - event_id)
-                else:
-                    self.delays[random.randrange(10000)] = now - event_id
-
-    def take(self, ledger, connection_id, operation_id, event_id, dropped, response):
-        name = ledger.subscription.name
-        ledger.responses += 1
-        if ledger.first is None:
-            ledger.first = response
-        message = json.loads(response)
-        payload = message.get("payload")
-        if (message["type"] != "next" or message["id"] != operation_id or operation_id != name
-                or connection_id != ledger.subscription.connection or dropped != 0 or set(payload) != {"data", "errors"}
-                or payload["errors"] is not None):
-            self.problem("%s: not the response that was expected: %s" % (name, response))
-            return
-        if event_id <= ledger.last_event_id:
-            self.problem("%s: event %d after event %d" % (name, event_id, ledger.last_event_id))
-        ledger.last_event_id = event_id
-
-        data = payload["data"]
-        if ledger.subscription.resolver:
-            row, table = data["statementLine"], "pgbench_history"
-            if row["text"] != "%s of %d %s" % ("deposit" if row["delta"] >= 0 else "withdrawal", abs(row["delta"]),
-                                               ledger.subscription.variables["currency"]):
-                self.problem("%s: wrong result: %s" % (name, response))
-        else:
-            row, table = data["row"], data["table"]
-        if table == "pgbench_history":
-            ledger.history_rows += 1
-            self.received.write("%d\t%d\t%d\t%d\t%d\t%s\n" % (
-                ledger.number, row["tid"], row["bid"], row["aid"], row["delta"], row["mtime"]))
-        else:
-            # Each change starts from the balance that the one before it left: a change that is lost, doubled or in the
-            # wrong order breaks the chain.
-            ledger.account_changes += 1
-            old, aid = data["old"], row["aid"]
-            if old["aid"] != aid or old["abalance"] != ledger.balances.get(aid, 0):
-                self.problem("%s: account %d: the change starts from %d, the one before it ended at %d"
-                             % (name, aid, old["abalance"], ledger.balances.get(aid, 0)))
-            ledger.balances[aid] = row["abalance"]
+                self.delays.add(now - event_id)
 
     def progress(self, seconds):
         with self.observer.cursor() as cursor:
@@ -244,7 +138,7 @@ class Demo:
             cursor.execute("SELECT count(*) FROM pgbench_history")
             self.transactions = cursor.fetchone()[0]
             if self.transactions == 0:
-                self.problem("pgbench committed nothing")
+                self.problems.add("pgbench committed nothing")
             for ledger in self.ledgers.values():
                 expected = 0
                 if ledger.subscription.channel in ("history", "*"):
@@ -252,19 +146,19 @@ class Demo:
                 if ledger.subscription.channel in ("accounts", "*"):
                     expected += self.check_accounts(cursor, ledger)
                 if expected != ledger.responses:
-                    self.problem("%s: %d responses expected, %d read" % (ledger.subscription.name, expected, ledger.responses))
+                    self.problems.add("%s: %d responses expected, %d read" % (ledger.subscription.name, expected, ledger.responses))
                 self.expected[ledger.subscription.name] = expected
             cursor.execute("SELECT * FROM subdispatch.stats")
             self.stats = dict(zip([c.name for c in cursor.description], cursor.fetchone()))
             cursor.execute("SELECT sum(pending), sum(dropped), sum(errors), count(*) FILTER (WHERE state <> 'active')"
                            " FROM subdispatch.subscriptions")
             if any(cursor.fetchone()):
-                self.problem("a subscription has something pending, dropped or failed, or has ended")
+                self.problems.add("a subscription has something pending, dropped or failed, or has ended")
         for counter in ("responses_dropped", "resolver_errors", "resolver_timeouts"):
             if self.stats[counter] != 0:
-                self.problem("%s is %d" % (counter, self.stats[counter]))
+                self.problems.add("%s is %d" % (counter, self.stats[counter]))
         if self.stats["resolver_calls"] >= self.resolved():
-            self.problem("%d resolver calls for %d resolved responses" % (self.stats["resolver_calls"], self.resolved()))
+            self.problems.add("%d resolver calls for %d resolved responses" % (self.stats["resolver_calls"], self.resolved()))
 
     def resolved(self):
         return sum(l.responses for l in self.ledgers.values() if l.subscription.resolver)
@@ -279,7 +173,7 @@ class Demo:
             cursor.execute("SELECT count(*), min(d::text) FROM (%s) AS d" % query)
             n, example = cursor.fetchone()
             if n:
-                self.problem("%s: %d history rows %sfor example %s" % (ledger.subscription.name, n, what, example))
+                self.problems.add("%s: %d history rows %sfor example %s" % (ledger.subscription.name, n, what, example))
         return expected
 
     def check_accounts(self, cursor, ledger):
@@ -287,15 +181,11 @@ class Demo:
         cursor.execute("SELECT count(*) FROM pgbench_history WHERE " + ledger.subscription.matches)
         expected = cursor.fetchone()[0]
         if expected != ledger.account_changes:
-            self.problem("%s: %d account changes expected, %d received"
+            self.problems.add("%s: %d account changes expected, %d received"
                          % (ledger.subscription.name, expected, ledger.account_changes))
-        balances = dict(ledger.balances)
-        cursor.execute("SELECT aid, abalance FROM pgbench_accounts WHERE abalance <> 0 AND (%s)" % ledger.subscription.matches)
-        for aid, abalance in cursor:
-            if balances.pop(aid, 0) != abalance:
-                self.problem("%s: account %d does not end at its balance" % (ledger.subscription.name, aid))
-        if any(balances.values()):
-            self.problem("%s: an account has no balance, but the last change left one" % ledger.subscription.name)
+        cursor.execute("SELECT filler, aid, abalance FROM pgbench_accounts WHERE abalance <> 0 AND (%s)"
+                       % ledger.subscription.matches)
+        ledger.check_balances(cursor)
         return expected
 
     # ------------------------------------------------------------ the report
@@ -304,7 +194,7 @@ class Demo:
         stats = self.stats
         read = sum(l.responses for l in self.ledgers.values())
         print()
-        print("transactions      %12s   (%s)" % (number(self.transactions), self.tps()))
+        print("transactions      %12s   (%s a second)" % (number(self.transactions), number(self.tps)))
         print("events            %12s   dispatched" % number(stats["events_dispatched"]))
         print("responses         %12s   stored once each, however many subscriptions share them" % number(stats["responses_queued"]))
         print("                  %12s   read, in %s polls" % (number(read), number(self.batches)))
@@ -312,10 +202,7 @@ class Demo:
         times = ["%s %s" % (name.replace("dispatch_time", "").replace("_us", "").strip("_") or "total", number(value))
                  for name, value in stats.items() if name.startswith("dispatch_time") and value is not None]
         print("dispatch time     %12s   us: %s" % ("", ", ".join(times)))
-        if self.delays:
-            delays = sorted(self.delays)
-            print("until the read    %12s   us after the dispatch: p50 %s, p99 %s" % (
-                "", number(delays[len(delays) // 2]), number(delays[len(delays) * 99 // 100])))
+        print("until the read    %12s   us after the dispatch: %s" % ("", self.delays))
         print()
         print("%-18s %-9s %-70s %10s %10s" % ("subscription", "channel", "filter", "committed", "received"))
         for ledger in self.ledgers.values():
@@ -327,36 +214,12 @@ class Demo:
         for name in ("history", "accounts", "phone-01", "phone-09"):
             print("  " + (self.ledgers[name].first or "none")[:600])
         print()
-        if self.problem_count:
-            print("FAILED, %s problems:" % number(self.problem_count))
-            for problem in self.problems:
-                print("  " + problem[:300])
+        if self.problems.count:
+            self.problems.show()
             return 1
         print("OK: every committed row reached every subscription that it matches, exactly once;")
         print("    each account's changes came in the order of their commits.")
         return 0
-
-    def tps(self):
-        for line in self.pgbench_output.splitlines():
-            if line.startswith("tps = "):
-                return "%s a second" % number(float(line.split()[2]))
-        return "pgbench told no speed"
-
-
-def number(value):
-    return "{:,.0f}".format(value)
-
-
-def connect():
-    connection = psycopg2.connect("")
-    connection.autocommit = True
-    return connection
-
-
-def run(*command):
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        raise RuntimeError("%s failed:\n%s" % (command[0], done.stdout.decode()))
 
 
 def main():
