@@ -196,6 +196,7 @@ class Demo:
             self.first.query("COPY demo.committed FROM %s", path)
             self.first.query("COPY demo.received FROM %s", server.received_path)
         self.first.query("CREATE INDEX ON demo.received (server, subscription); ANALYZE demo.received, demo.committed")
+        self.dispatched = {s.name: s.query("SELECT events_dispatched FROM subdispatch.stats")[0][0] for s in self.servers}
         self.committed = dict(self.first.query("SELECT origin, count(*) FROM demo.committed GROUP BY origin"))
         self.expected = {}
         for subscription in SUBSCRIPTIONS:
@@ -319,7 +320,7 @@ class Demo:
         for server in self.servers:
             print("server %s   %s transactions (%s a second); %s events dispatched, %s responses read" % (
                 server.name, number(self.committed.get(server.name, 0)), number(self.tps[server.name]),
-                number(server.query("SELECT events_dispatched FROM subdispatch.stats")[0][0]), number(server.responses())))
+                number(self.dispatched[server.name]), number(server.responses())))
         print()
         print("under this load, in microseconds until the read:")
         for server in self.servers:
