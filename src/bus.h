@@ -84,6 +84,7 @@ typedef struct SdNumbered
 {
 	SdEvent    *ev;				/* NULL: concerns nobody, only its id counts */
 	uint64		id;
+	bool		pending;		/* may concern who subscribes before its dispatch */
 } SdNumbered;
 
 extern uint32 publish_numbered(SdDatabase *db, const SdNumbered *events, uint32 n);

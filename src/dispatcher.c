@@ -354,6 +354,18 @@ step_sweep(void)
 	end_step();
 }
 
+/*
+ * Dispatcher 0: subscriptions of before event_bus was changed to redis need the
+ * bus worker, whether or not anybody publishes here.
+ */
+static void
+want_bus_worker(void)
+{
+	if (my_index == 0 && subdispatch_event_bus == SD_BUS_REDIS &&
+		pg_atomic_read_u32(&my_db->nsubscriptions) > 0)
+		redis_want_worker(my_db);
+}
+
 /* Dispatcher 0 of a replica. */
 static void
 step_recovery(void)
@@ -466,6 +478,7 @@ turn(void)
 	worked = step_dispatch();
 	worked |= step_catchup();
 	step_sweep();
+	want_bus_worker();
 	step_recovery();
 	MemoryContextReset(loop_context);
 	return worked;

@@ -32,6 +32,7 @@ typedef struct Pending
 	uint8		gap;			/* needed, but there was no room */
 	uint8		late;			/* needed since the commit: not decided yet */
 	uint32		ordinal;		/* within what is linked together */
+	bool		for_all;		/* all copies, whoever subscribes by now */
 } Pending;
 
 /*

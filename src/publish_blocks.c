@@ -388,6 +388,7 @@ numbered_run(PublishTx *tx, const SdNumbered *events, uint32 n)
 		p->ev = events[i].ev;
 		p->home = channel_dispatcher(p->ev->channel_hash);
 		p->ordinal = (uint32) (events[i].id - events[0].id);
+		p->for_all = events[i].pending;
 		bytes += p->ev->size;
 		tx->n++;
 	}

@@ -50,7 +50,14 @@ copies_choose(PublishTx *tx)
 	bool		star = pg_atomic_read_u32(&tx->db->nstar) > 0;
 
 	for (uint32 i = 0; i < tx->n; i++)
-		tx->events[i].copies = copies_by_sketch(tx, &tx->events[i], star);
+	{
+		Pending    *p = &tx->events[i];
+
+		if (unlikely(p->for_all))
+			p->copies = COPY_HOME | (p->home == tx->star_home ? 0 : COPY_STAR);
+		else
+			p->copies = copies_by_sketch(tx, p, star);
+	}
 }
 
 /* Whoever subscribes to what: other servers have their own subscriptions. */

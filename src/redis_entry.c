@@ -171,8 +171,10 @@ event_of(const BusEntry *entry, const char **why)
 }
 
 void
-entry_examine(const redisReply *reply, Item *item)
+entry_examine(const redisReply *reply, const ReplayPoint *point, Item *item)
 {
+	bool		wanted;
+
 	memset(item, 0, sizeof(Item));
 	item->why = parse_entry(reply, item);
 	if (item->why != NULL)
@@ -180,9 +182,21 @@ entry_examine(const redisReply *reply, Item *item)
 		item->verdict = ENTRY_BAD;
 		return;
 	}
-	if (item->entry.kind == BUS_EVENT && is_for_somebody(&item->entry))
+	if (item->entry.kind != BUS_EVENT)
+		return;
+	wanted = is_for_somebody(&item->entry);
+	/* on a replica only the event itself tells whether it may come to be */
+	if (!wanted && !point->recovery)
+		return;
+	item->ev = event_of(&item->entry, &item->why);
+	item->unusable = item->ev == NULL && wanted;
+	if (item->ev == NULL)
 	{
-		item->ev = event_of(&item->entry, &item->why);
-		item->unusable = item->ev == NULL;
+		if (!wanted)
+			item->why = NULL;
+		return;
 	}
+	item->pending = replay_state(point, &item->ev->commit) == REPLAY_PENDING;
+	if (!wanted && !item->pending)
+		item->ev = NULL;
 }

@@ -11,6 +11,7 @@
 #include "bus_mac.h"
 #include "event.h"
 #include "redis_conn.h"
+#include "replay.h"
 
 /* What is found out about an entry before it is linked. */
 typedef enum Verdict
@@ -30,6 +31,7 @@ typedef struct Item
 	BusEntry	entry;
 	SdEvent    *ev;				/* NULL: concerns nobody here, or is unusable */
 	bool		unusable;		/* good, but we cannot make an event of it */
+	bool		pending;		/* its commit has not been replayed here */
 	bool		gap;			/* something before it is missing */
 } Item;
 
@@ -38,8 +40,12 @@ typedef struct Item
  * subscribes to its channel, which event is it?  Whatever is wrong with it costs
  * this one only.  In the current memory context, and in a transaction; the
  * item points into the reply.
+ *
+ * What a replica has not replayed concerns also those who subscribe before that:
+ * their queries cannot see it.  "point" tells what was replayed before; what is
+ * replayed later counts as if it weren't.
  */
-extern void entry_examine(const redisReply *reply, Item *item);
+extern void entry_examine(const redisReply *reply, const ReplayPoint *point, Item *item);
 
 /* All of a string of digits; false for anything else. */
 extern bool entry_number(const char *s, Size len, uint64 *value);

@@ -229,6 +229,7 @@ link_items(Item *items, int n)
 		if (items[i].verdict != ENTRY_GOOD)
 			continue;
 		numbered[nnumbered].ev = items[i].ev;
+		numbered[nnumbered].pending = items[i].pending;
 		numbered[nnumbered++].id = items[i].id;
 	}
 	nlinked = publish_numbered(bus_db, numbered, nnumbered);
@@ -330,6 +331,7 @@ link_some(void)
 {
 	redisReply *entries = entries_of(entries_reply);
 	MemoryContext old = CurrentMemoryContext;
+	ReplayPoint point;
 	Item	   *items;
 	Size		bytes = 0;
 	int			n = 0;
@@ -339,11 +341,14 @@ link_some(void)
 	StartTransactionCommand();
 	MemoryContextSwitchTo(read_context);
 	items = palloc(sizeof(Item) * READ_AT_ONCE);
+	/* before anybody is looked for who subscribes; see entry_examine() */
+	replay_look(&point);
+	pg_memory_barrier();
 	while (next_entry + n < entries->elements && (n == 0 || bytes < CHUNK_BYTES))
 	{
 		const redisReply *entry = entries->element[next_entry + n];
 
-		entry_examine(entry, &items[n++]);
+		entry_examine(entry, &point, &items[n++]);
 		bytes += entry_size(entry);
 		CHECK_FOR_INTERRUPTS();
 	}

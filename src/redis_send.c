@@ -489,10 +489,14 @@ send_reset(void)
 	forget_connection();
 }
 
+/*
+ * Not before it is settled from where on this server reads: what it sends must
+ * come back to its own subscriptions.
+ */
 static bool
 can_send(void)
 {
-	return script_name[0] != '\0' && conn_is_ready(&send_link.conn);
+	return script_name[0] != '\0' && conn_is_ready(&send_link.conn) && bus_self()->has_position;
 }
 
 bool

@@ -318,6 +318,8 @@ foreach my $case (
 	if (defined $why)
 	{
 		is($n, 1, "denied: $change");
+		# a notice comes a second after the one before at the earliest
+		eventually('something came', sub { $out = drain($node, 's') if $out eq ''; return ($out ne '', $out) });
 		like($out, qr/^\{"type":"next","id":"s","payload":\{"data":null,.*"dropped":null/, 'and told as a loss');
 		unlike($out, qr/"id":? 1/, 'without the row');
 		like(slurp_file($node->logfile, $log), qr/a change of table "public\.own" on another server is denied: .*\Q$why\E/, 'the log says why');

@@ -159,6 +159,30 @@ results($standby, 'look');
 set('subdispatch.replay_wait_timeout' => '5s');
 is(insert_rows(3), results($standby, 'look'), 'then it goes on');
 
+# Who subscribes before an event's commit has been replayed cannot see the row, so the event has to come, though nobody
+# subscribed to its channel when it was read from Redis.
+set('subdispatch.replay_wait_timeout' => '1min');
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
+poll_until($standby, 'SELECT pg_get_wal_replay_pause_state()', 'paused', 'replay is paused again');
+my $received = stat_of('bus_received');
+$primary->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES (100002, 'before'); SELECT subdispatch.publish('fresh', '{\"id\": 100002}'); COMMIT");
+poll_until($standby, "SELECT bus_received > $received FROM subdispatch.stats", 't', 'an event was read from Redis');
+is($standby->safe_psql('postgres', <<'SQL'), '0', 'who subscribes then does not see the row');
+SELECT subdispatch.subscribe('fresh', 'look', id => 'fresh'), subdispatch.subscribe('*', 'look', id => 'star') \g /dev/null
+SELECT count(*) FROM t WHERE id = 100002
+SQL
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
+is(results($standby, 'fresh'), 'before', 'but gets the event');
+is(results($standby, 'star'), 'before', 'as does the star');
+# what has been replayed is left to those who subscribe
+$primary->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES (100003, 'seen'); SELECT subdispatch.publish('other', '{\"id\": 100003}'); COMMIT");
+dispatched($standby);
+poll_until($standby, 'SELECT count(*) FROM t WHERE id = 100003', '1', 'a row is replayed');
+is($standby->safe_psql('postgres', "SELECT subdispatch.subscribe('other', 'look', id => 'other') IS NOT NULL"), 't', 'who subscribes after it sees it');
+is(results($standby, 'other'), '', 'and does not get the event');
+$standby->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM unnest('{fresh,star,other}'::text[]) id");
+set('subdispatch.replay_wait_timeout' => '5s');
+
 # ---- in recovery's way
 
 set('max_standby_streaming_delay' => '100ms');
