@@ -45,6 +45,7 @@
 
 #include "redis_bus.h"
 #include "redis_entry.h"
+#include "redis_progress.h"
 #include "redis_script.h"
 
 #define READ_AT_ONCE		128 /* entries of a reply */
@@ -61,81 +62,6 @@ static redisReply *entries_reply = NULL;	/* the last reply to XREAD */
 static Size next_entry;			/* of its entries, the first not linked yet */
 static bool no_room = false;
 static MemoryContext read_context = NULL;
-
-/* ---- progress ---- */
-
-static SdBusSender *
-find_sender(SdBusProgress *progress, const char *name)
-{
-	for (int i = 0; i < SD_BUS_SENDERS; i++)
-		if (memcmp(progress->senders[i].name, name, SD_SENDER_LEN) == 0)
-			return &progress->senders[i];
-	return NULL;
-}
-
-/*
- * A place for a new sender: a free one, or that of the one who was silent the
- * longest.  What that one sent is then too old for those who are not known.
- */
-static SdBusSender *
-add_sender(SdBusProgress *progress, const char *name)
-{
-	SdBusSender *place = &progress->senders[0];
-
-	for (int i = 0; i < SD_BUS_SENDERS && place->name[0] != '\0'; i++)
-		if (progress->senders[i].name[0] == '\0' ||
-			progress->senders[i].sent_at < place->sent_at)
-			place = &progress->senders[i];
-	if (place->name[0] != '\0')
-		progress->oldest_sent = Max(progress->oldest_sent, place->sent_at);
-	memcpy(place->name, name, SD_SENDER_LEN);
-	place->name[SD_SENDER_LEN] = '\0';
-	return place;
-}
-
-static void
-set_position(SdBusProgress *progress, uint64 id, uint64 part)
-{
-	progress->position = id;
-	progress->part = part;
-}
-
-/*
- * Moves past an entry: decides whether it is new, and whether anything before
- * it is missing.
- */
-static void
-advance(SdBusProgress *progress, Item *item)
-{
-	const BusEntry *entry = &item->entry;
-	SdBusSender *sender;
-
-	if (item->verdict == ENTRY_BAD || item->id <= progress->position)
-	{
-		/* whatever its id is, it must not come again */
-		item->verdict = ENTRY_BAD;
-		if (item->id > progress->position)
-			set_position(progress, item->id, item->part);
-		else if (item->id == progress->position)
-			progress->part = Max(progress->part, item->part);
-		return;
-	}
-	set_position(progress, item->id, 0);
-	sender = find_sender(progress, entry->sender.data);
-	if (sender ? entry->number <= sender->number : entry->sent_at <= progress->oldest_sent)
-	{
-		item->verdict = ENTRY_REPEATED;
-		return;
-	}
-	item->verdict = ENTRY_GOOD;
-	item->gap = item->prev != progress->chain ||
-		(sender != NULL && entry->number != sender->number + 1);
-	progress->chain = item->id;
-	if (sender == NULL)
-		sender = add_sender(progress, entry->sender.data);
-	sender->number = entry->number;
-	sender->sent_at = Max(sender->sent_at, entry->sent_at);
-}
 
 /* ---- gaps ---- */
 
@@ -225,7 +151,7 @@ link_items(Item *items, int n)
 	ahead = bus->progress;
 	for (int i = 0; i < n; i++)
 	{
-		advance(&ahead, &items[i]);
+		progress_advance(&ahead, &items[i]);
 		if (items[i].verdict != ENTRY_GOOD)
 			continue;
 		numbered[nnumbered].ev = items[i].ev;
@@ -238,7 +164,7 @@ link_items(Item *items, int n)
 	{
 		if (items[done].verdict == ENTRY_GOOD && nnumbered++ == nlinked)
 			break;
-		advance(&bus->progress, &items[done]);
+		progress_advance(&bus->progress, &items[done]);
 		settle(&items[done]);
 		done++;
 	}
@@ -444,7 +370,7 @@ begin_at_end(const redisReply *reply, uint64 prev, uint64 now)
 		/* more than there are places for: those that are left out are not known */
 		if (progress->senders[SD_BUS_SENDERS - 1].name[0] != '\0')
 			break;
-		sender = add_sender(progress, name->str);
+		sender = progress_add_sender(progress, name->str);
 		(void) entry_number(number->str, number->len, &sender->number);
 	}
 }
@@ -465,7 +391,7 @@ go_on(uint64 prev, uint64 top)
 	}
 	/* entries of others that we have passed were removed, with the stream */
 	if (progress->position > top)
-		set_position(progress, progress->chain, 0);
+		progress_set(progress, progress->chain, 0);
 }
 
 /* False if the reply is not that of script_hello. */
