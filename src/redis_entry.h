@@ -18,7 +18,8 @@ typedef enum Verdict
 {
 	ENTRY_GOOD,
 	ENTRY_BAD,					/* not ours, or not as we would have made it */
-	ENTRY_REPEATED				/* seen before, or too old to tell */
+	ENTRY_REPEATED,				/* seen before, or too old to tell */
+	ENTRY_OLD					/* of before we began, and replayed */
 } Verdict;
 
 typedef struct Item

@@ -72,6 +72,12 @@ progress_advance(SdBusProgress *progress, Item *item)
 		return;
 	}
 	progress_set(progress, item->id, 0);
+	if (unlikely(item->id <= progress->chain))
+	{
+		/* a replica looks back; see redis_read.c */
+		item->verdict = item->pending ? ENTRY_GOOD : ENTRY_OLD;
+		return;
+	}
 	sender = find_sender(progress, entry->sender.data);
 	if (sender ? entry->number <= sender->number : entry->sent_at <= progress->oldest_sent)
 	{

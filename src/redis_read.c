@@ -14,6 +14,11 @@
  * nobody subscribed for a while, begins at the stream's end.  Linking and
  * progress are one step that cannot fail or be interrupted.
  *
+ * A REPLICA that begins looks back over replay_wait_timeout: what has not been
+ * replayed of that is for those who subscribe now, who cannot see it.  Until it
+ * is past that (its position is behind "chain") nobody is told that it reads.
+ * Who can write to Redis may have such an event dispatched twice, no other one.
+ *
  * WHAT IS CHECKED, of each entry:
  *
  *	  1. The MAC.  Only who knows bus_key makes entries.
@@ -39,6 +44,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -110,6 +116,8 @@ settle(const Item *item)
 			return;
 		case ENTRY_REPEATED:
 			stats_add(&bus_db->stats, SD_STAT_BUS_REPEATED, 1);
+			return;
+		case ENTRY_OLD:
 			return;
 		case ENTRY_GOOD:
 			break;
@@ -344,19 +352,26 @@ ask_entries(void)
 
 /*
  * At the stream's end, with the senders' last numbers.  What is given an id here
- * from now on gets one by Redis's clock: ours may be ahead of it.
+ * from now on gets one by Redis's clock: ours may be ahead of it.  On a replica,
+ * which gives none, a little before the end.
  */
 static void
 begin_at_end(const redisReply *reply, uint64 prev, uint64 now)
 {
 	SdBusProgress *progress = &bus_self()->progress;
+	uint64		back = RecoveryInProgress() ? (uint64) subdispatch_replay_wait_timeout * 1000 : 0;
+	uint64		from = prev;
 
 	LWLockAcquire(&bus_db->order_lock, LW_EXCLUSIVE);
-	bus_db->last_id = Max(bus_db->last_id, Max(prev, now - 1));
+	/* what an earlier worker has linked is not linked again */
+	if (back > 0)
+		from = Min(prev, Max(now - Min(now, back), bus_db->last_id));
+	bus_db->last_id = Max(bus_db->last_id, back > 0 ? from : Max(prev, now - 1));
 	LWLockRelease(&bus_db->order_lock);
 
 	memset(progress, 0, sizeof(SdBusProgress));
-	progress->position = progress->chain = prev;
+	progress->position = from;
+	progress->chain = prev;
 	progress->oldest_sent = bus_now() - SENT_TOLERANCE;
 	for (Size i = 3; i + 1 < reply->elements; i += 2)
 	{
@@ -389,6 +404,10 @@ go_on(uint64 prev, uint64 top)
 		tell_gap(NULL);
 		progress->chain = prev;
 	}
+	/* who did not wait until it had looked back, see redis_wait_for_position() */
+	else if (progress->position < progress->chain &&
+			 pg_atomic_read_u32(&bus_db->nsubscriptions) > 0)
+		tell_gap(NULL);
 	/* entries of others that we have passed were removed, with the stream */
 	if (progress->position > top)
 		progress_set(progress, progress->chain, 0);
@@ -465,7 +484,9 @@ read_reset(void)
 bool
 read_is_up(void)
 {
-	return reading && link_is_well(&read_link);
+	const SdBusProgress *progress = &bus_self()->progress;
+
+	return reading && progress->position >= progress->chain && link_is_well(&read_link);
 }
 
 bool
@@ -489,6 +510,7 @@ look_again(void)
 static bool
 take_reply(redisReply *reply)
 {
+	SdBusProgress *progress = &bus_self()->progress;
 	bool		good;
 
 	if (!reading)
@@ -501,7 +523,9 @@ take_reply(redisReply *reply)
 	if (reply->type == REDIS_REPLY_NIL)
 	{
 		freeReplyObject(reply);
-		if (bus_self()->progress.position > bus_self()->progress.chain)
+		if (progress->position < progress->chain)
+			progress_set(progress, progress->chain, 0);
+		else if (progress->position > progress->chain)
 			look_again();
 		return true;
 	}

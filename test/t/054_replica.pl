@@ -183,6 +183,28 @@ is(results($standby, 'other'), '', 'and does not get the event');
 $standby->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM unnest('{fresh,star,other}'::text[]) id");
 set('subdispatch.replay_wait_timeout' => '5s');
 
+# Nor did anybody subscribe to anything when the first one does: the bus worker looks back.
+$primary->safe_psql('postgres', 'CREATE DATABASE later');
+install_extension($primary, 'later');
+$primary->safe_psql('later', "CREATE TABLE t (id int); INSERT INTO t VALUES (1); SELECT subdispatch.publish('c', '1')");
+dispatched($primary, 'later');
+poll_until($standby, 'SELECT count(*) FROM t', '1', 'a database without subscriptions is replayed', 'later');
+set('subdispatch.replay_wait_timeout' => '1min');
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
+poll_until($standby, 'SELECT pg_get_wal_replay_pause_state()', 'paused', 'replay is paused once more');
+$primary->safe_psql('later', "BEGIN; INSERT INTO t VALUES (2); SELECT subdispatch.publish('c', '2'); COMMIT");
+dispatched($primary, 'later');
+is($standby->safe_psql('later', <<'SQL'), '1', 'who subscribes first sees what was replayed only');
+SELECT subdispatch.subscribe('c', id => 'first') \g /dev/null
+SELECT count(*) FROM t
+SQL
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
+is(results($standby, 'first', 'later'), '2', 'and gets what was not, and no more');
+$primary->safe_psql('later', "SELECT subdispatch.publish('c', '3')");
+is(results($standby, 'first', 'later'), '3', 'then it goes on');
+$standby->safe_psql('later', "SELECT subdispatch.unsubscribe('first')");
+set('subdispatch.replay_wait_timeout' => '5s');
+
 # ---- in recovery's way
 
 set('max_standby_streaming_delay' => '100ms');
