@@ -16,27 +16,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <json-c/json.h>
+#include "jsonc.h"
 
 #define PREFIX		"{\"subdispatch\":1,"
 #define MAX_DEPTH	2			/* an object of scalars */
 
-/* Takes over value; false if there is no memory. */
-static bool
-add(json_object *obj, const char *key, json_object *value)
-{
-	if (value == NULL)
-		return false;
-	if (json_object_object_add(obj, key, value) == 0)
-		return true;
-	json_object_put(value);
-	return false;
-}
-
 static bool
 add_string(json_object *obj, const char *key, const char *s)
 {
-	return s == NULL || add(obj, key, json_object_new_string(s));
+	return s == NULL || jsonc_add(obj, key, json_object_new_string(s));
 }
 
 char *
@@ -48,9 +36,9 @@ envelope_format(const Envelope *env)
 	if (obj == NULL)
 		return NULL;
 	/* "subdispatch" first: it is what the text is recognized by */
-	if (add(obj, "subdispatch", json_object_new_int(1)) &&
-		add(obj, "seq", json_object_new_int64(env->seq)) &&
-		add(obj, "pid", json_object_new_int(env->pid)) &&
+	if (jsonc_add(obj, "subdispatch", json_object_new_int(1)) &&
+		jsonc_add(obj, "seq", json_object_new_int64(env->seq)) &&
+		jsonc_add(obj, "pid", json_object_new_int(env->pid)) &&
 		add_string(obj, "event_type", env->event_type) &&
 		add_string(obj, "correlation_id", env->correlation_id) &&
 		add_string(obj, "federation_id", env->federation_id) &&
@@ -75,28 +63,6 @@ bool
 envelope_looks_like(const char *text)
 {
 	return strncmp(text, PREFIX, strlen(PREFIX)) == 0 && strchr(text, '\n') != NULL;
-}
-
-/* The len bytes as a JSON object, or NULL. */
-static json_object *
-parse_object(const char *json, size_t len)
-{
-	json_tokener *tokener = json_tokener_new_ex(MAX_DEPTH);
-	json_object *obj;
-
-	if (tokener == NULL)
-		return NULL;
-	json_tokener_set_flags(tokener, JSON_TOKENER_STRICT);
-	obj = json_tokener_parse_ex(tokener, json, (int) len);
-	if (obj && (json_tokener_get_error(tokener) != json_tokener_success ||
-				json_tokener_get_parse_end(tokener) != len ||
-				!json_object_is_type(obj, json_type_object)))
-	{
-		json_object_put(obj);
-		obj = NULL;
-	}
-	json_tokener_free(tokener);
-	return obj;
 }
 
 static bool
@@ -148,7 +114,7 @@ envelope_parse(const char *text, Envelope *env, char *buf, const char **data)
 
 	if (end == NULL)
 		return false;
-	obj = parse_object(text, (size_t) (end - text));
+	obj = jsonc_parse_object(text, (size_t) (end - text), MAX_DEPTH);
 	if (obj == NULL)
 		return false;
 	ok = get_int(obj, "subdispatch", 1, 1, &version) &&

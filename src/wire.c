@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <json-c/json.h>
+#include "jsonc.h"
 
 #define VERSION		1
 #define DATA_KEY	",\"data\":"
@@ -32,22 +32,10 @@ static const char not_json[] = "it is not a JSON object as another server writes
 
 /* ---- writing ---- */
 
-/* Takes over value; false if there is no memory. */
-static bool
-add(json_object *obj, const char *key, json_object *value)
-{
-	if (value == NULL)
-		return false;
-	if (json_object_object_add(obj, key, value) == 0)
-		return true;
-	json_object_put(value);
-	return false;
-}
-
 static bool
 add_string(json_object *obj, const char *key, const char *s)
 {
-	return s == NULL || add(obj, key, json_object_new_string(s));
+	return s == NULL || jsonc_add(obj, key, json_object_new_string(s));
 }
 
 /* Takes over value. */
@@ -79,7 +67,7 @@ add_columns(json_object *obj, const Wire *wire)
 {
 	json_object *array = json_object_new_array();
 
-	if (!add(obj, "columns", array))
+	if (!jsonc_add(obj, "columns", array))
 		return false;
 	for (uint32_t i = 0; i < wire->ncolumns; i++)
 		if (!push(array, column_object(&wire->columns[i])))
@@ -95,7 +83,7 @@ add_values(json_object *obj, const char *key, const char *const *values, uint32_
 	if (values == NULL)
 		return true;
 	array = json_object_new_array();
-	if (!add(obj, key, array))
+	if (!jsonc_add(obj, key, array))
 		return false;
 	for (uint32_t i = 0; i < n; i++)
 	{
@@ -128,18 +116,18 @@ add_commit(json_object *obj, const Wire *wire)
 {
 	return wire->lsn == NULL ||
 		(add_string(obj, "system", wire->system) &&
-		 add(obj, "timeline", json_object_new_int64(wire->timeline)) &&
+		 jsonc_add(obj, "timeline", json_object_new_int64(wire->timeline)) &&
 		 add_string(obj, "lsn", wire->lsn));
 }
 
 static bool
 add_all(json_object *obj, const Wire *wire)
 {
-	return add(obj, "subdispatch", json_object_new_int(VERSION)) &&
+	return jsonc_add(obj, "subdispatch", json_object_new_int(VERSION)) &&
 		add_string(obj, "encoding", wire->encoding) &&
 		add_string(obj, "channel", wire->channel) &&
 		add_string(obj, "source", wire->source) &&
-		add(obj, "timestamp", json_object_new_int64(wire->timestamp)) &&
+		jsonc_add(obj, "timestamp", json_object_new_int64(wire->timestamp)) &&
 		add_string(obj, "event_type", wire->event_type) &&
 		add_string(obj, "correlation_id", wire->correlation_id) &&
 		add_string(obj, "federation_id", wire->federation_id) &&
@@ -181,28 +169,6 @@ wire_format(const Wire *wire, size_t *len)
 
 /* ---- reading ---- */
 
-/* The len bytes as a JSON object, or NULL. */
-static json_object *
-parse_object(const char *json, size_t len)
-{
-	json_tokener *tokener = json_tokener_new_ex(MAX_DEPTH);
-	json_object *obj;
-
-	if (tokener == NULL)
-		return NULL;
-	json_tokener_set_flags(tokener, JSON_TOKENER_STRICT);
-	obj = json_tokener_parse_ex(tokener, json, (int) len);
-	if (obj && (json_tokener_get_error(tokener) != json_tokener_success ||
-				json_tokener_get_parse_end(tokener) != len ||
-				!json_object_is_type(obj, json_type_object)))
-	{
-		json_object_put(obj);
-		obj = NULL;
-	}
-	json_tokener_free(tokener);
-	return obj;
-}
-
 /* The object without its data, which *wire gets. */
 static json_object *
 parse_around_data(const char *text, size_t len, const char *key, Wire *wire)
@@ -221,7 +187,7 @@ parse_around_data(const char *text, size_t len, const char *key, Wire *wire)
 		return NULL;
 	memcpy(head, text, head_len);
 	memcpy(head + head_len, "}", 2);
-	obj = parse_object(head, head_len + 1);
+	obj = jsonc_parse_object(head, head_len + 1, MAX_DEPTH);
 	free(head);
 	return obj;
 }
@@ -389,7 +355,7 @@ wire_parse(const char *text, size_t len, Wire *wire)
 	if (key)
 		obj = parse_around_data(text, len, key, wire);
 	else
-		obj = parse_object(text, len);
+		obj = jsonc_parse_object(text, len, MAX_DEPTH);
 	if (obj == NULL)
 		return not_json;
 	wire->tree = obj;

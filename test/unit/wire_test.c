@@ -1,5 +1,5 @@
 /* Unit tests of src/wire.c. */
-/* uses: wire.c */
+/* uses: wire.c jsonc.c */
 #include "wire.h"
 #include "tap.h"
 
