@@ -89,9 +89,9 @@ def section(r):
         "figure means, and `make bench README=1` measures anew and rewrites this section.", "",
         "| What | subdispatch | Compared with |", "| --- | --- | --- |",
     ]
-    notes = {result["environment"]["note"] for result in r.all.values()} - {""}
-    if notes:
-        lines[6:6] = [f"While this was measured, {'; '.join(sorted(notes))}: the figures are worse, and less certain, than they need be.", ""]
+    disturbed = sorted(name for name, result in r.all.items() if result["environment"]["note"])
+    if disturbed:
+        lines[6:6] = [f"The machine had other work while some of it was measured ({', '.join(disturbed)}): those figures are less certain.", ""]
     lines += [f"| {what} | {mine} | {others} |" for what, mine, others in rows(r)]
     lines.append("")
     for name in CHARTS:
