@@ -26,12 +26,15 @@ user_burst(void)
 static bool
 user_passes(SdStream *stream, bool take)
 {
-	SdQuota    *user = stream->identity->user;
+	SdQuota    *user;
 	double		rate = subdispatch_user_rate_limit;
 	TimestampTz now;
 	bool		result;
 
-	if (user == NULL || rate <= 0)
+	if (rate <= 0)
+		return true;
+	user = stream->identity->user;
+	if (user == NULL)
 		return true;
 	now = GetCurrentTimestamp();
 	SpinLockAcquire(&user->mutex);

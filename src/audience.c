@@ -46,7 +46,7 @@ audience_unpin_channel(void)
 void
 audience_release(void)
 {
-	stream_wake_consumers();
+	stream_flush();
 	audience_unpin_channel();
 	while (npins > 0)
 		stream_unpin(pins[--npins]);
@@ -186,7 +186,7 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 				stream_fetch_parts(pins[i + FETCH_AHEAD]);
 			visit(e, pins[i]);
 		}
-		stream_wake_consumers();
+		stream_flush();
 		unpin_visited(first);
 		CHECK_FOR_INTERRUPTS();
 	} while (at > 0);

@@ -80,8 +80,7 @@ join_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 {
 	ReadRow    *row = read_batch->nrows > 0 ? &read_batch->rows[read_batch->nrows - 1] : NULL;
 
-	if (row == NULL || !row->shared || row->taken.body != entry->body ||
-		row->taken.event_id != entry->event_id || !ids_fit(sub))
+	if (row == NULL || !row->shared || row->taken.body != entry->body || !ids_fit(sub))
 		return false;
 	(void) batch_put_text(sub->strings, sub->id_len);
 	row->ids_size = read_batch->used - row->id;
@@ -93,7 +92,7 @@ join_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 static bool
 start_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 {
-	SdTaken		taken = {.body = entry->body, .event_id = entry->event_id};
+	SdTaken		taken = {.body = entry->body, .event_id = entry->body->event_id};
 	ReadRow    *row;
 
 	if (entry->body->len > room_left(t))
@@ -164,6 +163,7 @@ poll_link(Turn *t, SdLink *link)
 
 	dlist_init(&again);
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	link_settle(link);
 	while (!t->full && !dlist_is_empty(&link->behind))
 	{
 		SdSubscription *sub = dlist_head_element(SdSubscription, node, &link->behind);
@@ -482,6 +482,7 @@ link_readable(SdLink *link, TimestampTz now, TimestampTz *retry_at)
 	bool		readable = false;
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	link_settle(link);
 	dlist_foreach_modify(iter, &link->behind)
 	{
 		SdSubscription *sub = dlist_container(SdSubscription, node, iter.cur);

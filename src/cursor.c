@@ -207,14 +207,18 @@ cursor_detach(SdStream *stream, SdSubscription *sub)
 	if (n > 0)
 	{
 		sub->queue = sd_alloc(SD_MEM_RESPONSE,
-							  offsetof(SdPrivateQueue, entries) + n * sizeof(SdEntry));
+							  offsetof(SdPrivateQueue, entries) + n * sizeof(SdKept));
 		if (sub->queue)
 		{
 			sub->queue->n = n;
 			for (uint32 i = 0; i < n; i++)
 			{
-				sub->queue->entries[i] = *ENTRY(stream, sub->cursor + i);
-				body_ref(sub->queue->entries[i].body);
+				SdEntry    *entry = ENTRY(stream, sub->cursor + i);
+				SdKept	   *kept = &sub->queue->entries[i];
+
+				kept->body = body_ref(entry->body);
+				kept->lost = entry_lost(stream, entry);
+				kept->gaps = entry->gaps;
 			}
 		}
 		else
@@ -283,10 +287,10 @@ count_error(SdSubscription *sub)
 
 /* Hands over an entry's body, whose reference becomes the taker's. */
 static void
-give(SdSubscription *sub, SdBody *body, uint64 event_id, SdTaken *taken)
+give(SdSubscription *sub, SdBody *body, SdTaken *taken)
 {
 	taken->body = body;
-	taken->event_id = event_id;
+	taken->event_id = body->event_id;
 	taken->loss = sub->untold;
 	taken->end = SD_END_NONE;
 	memset(&sub->untold, 0, sizeof(SdLoss));
@@ -302,7 +306,7 @@ take_replayed(SdSubscription *sub, Size room, SdTaken *taken)
 
 	if (e->body->len > room)
 		return SD_TAKE_TOO_LARGE;
-	give(sub, e->body, e->event_id, taken);
+	give(sub, e->body, taken);
 	resume_pop(sub);
 	return SD_TAKE_ONE;
 }
@@ -311,12 +315,12 @@ static SdTakeResult
 take_private(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
 {
 	SdPrivateQueue *q = sub->queue;
-	SdEntry    *entry = &q->entries[q->next];
+	SdKept	   *entry = &q->entries[q->next];
 
 	if (entry->body->len > room)
 		return SD_TAKE_TOO_LARGE;
 	collect_loss(sub, entry->lost, entry->gaps);
-	give(sub, entry->body, entry->event_id, taken);
+	give(sub, entry->body, taken);
 	entry->body = NULL;
 	if (++q->next < q->n)
 		return SD_TAKE_ONE;
@@ -338,8 +342,8 @@ take_from_ring(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
 
 	if (entry->body->len > room)
 		return SD_TAKE_TOO_LARGE;
-	collect_loss(sub, entry->lost, entry->gaps);
-	give(sub, body_ref(entry->body), entry->event_id, taken);
+	collect_loss(sub, entry_lost(stream, entry), entry->gaps);
+	give(sub, body_ref(entry->body), taken);
 	pass(stream, sub->cursor);
 	sub->cursor++;
 	stream_trim(stream);
@@ -439,7 +443,7 @@ stream_shared_entry(SdStream *stream, SdSubscription *sub)
 	if (sub->resume || sub->queue || !has_entry(stream, sub))
 		return NULL;
 	entry = ENTRY(stream, sub->cursor);
-	if (entry->lost != sub->lost_seen || entry->gaps != sub->gaps_seen ||
+	if (entry_lost(stream, entry) != sub->lost_seen || entry->gaps != sub->gaps_seen ||
 		sub->untold.count != 0 || sub->untold.unknown)
 		return NULL;
 	return entry;

@@ -310,6 +310,7 @@ attempt(Try *t)
 		LWLockReleaseAll();
 		security_reset();
 		respond_forget();
+		stream_flush();
 		audience_unpin_channel();
 		visible_note_error();
 		attempt_end();

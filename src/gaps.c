@@ -101,7 +101,7 @@ tell(const SdStreamVec *vec)
 			stream_lose(pins[i], 0, 0);
 			stream_unpin(pins[i]);
 		}
-		stream_wake_consumers();
+		stream_flush();
 	} while (at > 0);
 }
 

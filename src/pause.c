@@ -127,6 +127,7 @@ set_live(SdSubscription *sub, bool paused)
 {
 	SdLink	   *link = sub->link;
 
+	link_settle(link);
 	dlist_delete(&sub->node);
 	if (paused)
 		dlist_push_tail(&link->paused, &sub->node);

@@ -126,7 +126,7 @@ end_payload(bool ok, uint64 event_id, bool is_error)
 		ok = response_payload_add_event_id(&payload, 0, (int64) event_id);
 	if (!ok)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	body = body_make(payload.data, payload.len, is_error, subdispatch_include_event_id);
+	body = body_make(payload.data, payload.len, event_id, is_error, subdispatch_include_event_id);
 	if (payload.cap > KEEP_BUFFER)
 	{
 		pfree(payload.data);

@@ -149,7 +149,7 @@ decide(DispatchEvent *e, SdStream *stream, uint64 lookup, Visible **visible)
 	}
 	if (e->given_up)
 		return FATE_GAP;
-	*visible = visible_to(e, stream->identity);
+	*visible = visible_in(e, stream);
 	if ((*visible)->denied)
 		return FATE_NOTHING;
 	if (stream->filter && !(*visible)->leave && !audience_ignores_filters(e) &&
@@ -482,6 +482,6 @@ respond_release(void)
 		}
 		respond_count_timeouts(o);
 	}
-	stream_wake_consumers();
+	stream_flush();
 	respond_forget();
 }

@@ -230,7 +230,7 @@ resume_drop(SdSubscription *sub)
 /* ---- the queue ---- */
 
 void
-resume_push(SdResume *r, uint64 event_id, SdBody *body)
+resume_push(SdResume *r, SdBody *body)
 {
 	SdReplayed *e;
 
@@ -245,7 +245,6 @@ resume_push(SdResume *r, uint64 event_id, SdBody *body)
 	Assert(r->n < r->size);
 	e = entry(r, r->n++);
 	e->body = body_ref(body);
-	e->event_id = event_id;
 	e->lost = r->lost;
 	e->gap = r->gap;
 	r->lost = 0;

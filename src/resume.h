@@ -14,7 +14,6 @@
 typedef struct SdReplayed
 {
 	SdBody	   *body;
-	uint64		event_id;
 	uint32		lost;			/* responses lost before it */
 	bool		gap;			/* and something of unknown size */
 } SdReplayed;
@@ -67,7 +66,7 @@ extern void resume_stop(SdStream *stream, SdSubscription *sub);
 extern void resume_drop(SdSubscription *sub);
 
 /* The dispatcher: adds a response (takes a reference of its own; NULL: lost). */
-extern void resume_push(SdResume *r, uint64 event_id, SdBody *body);
+extern void resume_push(SdResume *r, SdBody *body);
 extern void resume_note_gap(SdResume *r);
 /* It has caught up: reads the stream from now on. */
 extern void resume_join(SdResume *r);

@@ -373,7 +373,7 @@ runners_deliver(RunnerGroup *g, const Outcome *o)
 		if (o->kind == OUTCOME_GAP)
 			resume_note_gap(runner->r);
 		else
-			resume_push(runner->r, o->event_id, o->body);
+			resume_push(runner->r, o->body);
 		runner->r->after = runner->after = o->event_id;
 		progress = true;
 	}

@@ -365,17 +365,10 @@ sd_hash_remove(SdHash *table, SdHashNode *node)
 
 /* ---- waking ---- */
 
-/*
- * Where to wait for a thing, or to wake those who do.  Things share wait
- * points, so a waiter checks its condition anew each time it wakes; a wait
- * point never goes away, unlike the thing.
- */
 ConditionVariable *
 sd_wait_point(const void *thing)
 {
-	uint64		h = (uint64) (uintptr_t) thing * UINT64CONST(0x9E3779B97F4A7C15);
-
-	return &sd_shared->wait_points[(h >> 32) % SD_WAIT_POINTS];
+	return &sd_shared->wait_points[sd_wait_point_number(thing)];
 }
 
 /* Wakes a process by its PGPROC number plus one; 0 is nobody. */

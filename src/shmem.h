@@ -143,6 +143,20 @@ extern int	sd_tranche_history;
 
 extern uint32 sd_hash_bytes(const void *data, Size len, uint32 seed);
 extern ConditionVariable *sd_wait_point(const void *thing);
+
+/*
+ * Where to wait for a thing, or to wake those who do: which of wait_points[].
+ * Things share wait points, so a waiter checks its condition anew each time it
+ * wakes; a wait point never goes away, unlike the thing.
+ */
+static inline uint32
+sd_wait_point_number(const void *thing)
+{
+	uint64		h = (uint64) (uintptr_t) thing * UINT64CONST(0x9E3779B97F4A7C15);
+
+	return (uint32) (h >> 32) % SD_WAIT_POINTS;
+}
+
 extern void sd_set_latch(uint32 procno_plus_1);
 
 #endif							/* SD_SHMEM_H */

@@ -26,6 +26,7 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
 #include "storage/proclist.h"
 #include "utils/errcodes.h"
 #include "utils/timestamp.h"
@@ -38,6 +39,8 @@
 #define COPIES_PER_LOCK		512 /* entries copied meanwhile */
 #define RING_FIRST_SIZE		4
 #define RING_KEEP_SIZE		64	/* a larger one is freed when it gets empty */
+#define BODY_ADVANCE		64	/* references taken at once */
+#define WAKES_AT_ONCE		64	/* until waiters are woken without stream_flush() */
 
 /* ---- small things ---- */
 
@@ -102,7 +105,7 @@ stream_end_sqlstate(SdEnd end)
 /* ---- bodies and pins ---- */
 
 SdBody *
-body_make(const char *data, Size len, bool is_error, bool has_event_id)
+body_make(const char *data, Size len, uint64 event_id, bool is_error, bool has_event_id)
 {
 	SdBody	   *body = sd_alloc(SD_MEM_RESPONSE, offsetof(SdBody, data) + len);
 
@@ -110,6 +113,7 @@ body_make(const char *data, Size len, bool is_error, bool has_event_id)
 		return NULL;
 	pg_atomic_init_u32(&body->refs, 1);
 	body->len = len;
+	body->event_id = event_id;
 	body->is_error = is_error;
 	body->has_event_id = has_event_id;
 	memcpy(body->data, data, len);
@@ -127,6 +131,41 @@ SdBody *
 body_ref(SdBody *body)
 {
 	pg_atomic_fetch_add_u32(&body->refs, 1);
+	return body;
+}
+
+/*
+ * When one body goes to many streams their references are taken in advance,
+ * which is one atomic step for BODY_ADVANCE of them.
+ */
+static SdBody *advanced = NULL; /* only to compare, unless nadvanced > 0 */
+static uint32 nadvanced = 0;
+
+static void
+give_back_advance(void)
+{
+	if (nadvanced > 0 && pg_atomic_sub_fetch_u32(&advanced->refs, nadvanced) == 0)
+		sd_free(advanced);
+	nadvanced = 0;
+	advanced = NULL;
+}
+
+/* A reference for an entry; whoever comes a second time gets some in advance. */
+static SdBody *
+body_ref_for_entry(SdBody *body)
+{
+	if (body != advanced)
+	{
+		give_back_advance();
+		advanced = body;
+		return body_ref(body);
+	}
+	if (nadvanced == 0)
+	{
+		pg_atomic_fetch_add_u32(&body->refs, BODY_ADVANCE);
+		nadvanced = BODY_ADVANCE;
+	}
+	nadvanced--;
 	return body;
 }
 
@@ -211,7 +250,7 @@ trim_to_keep(SdStream *stream)
 {
 	while (stream->head - stream->tail > stream->keep ||
 		   (stream->head - stream->tail > 1 &&
-			stream->bytes - ENTRY(stream, stream->tail)->bytes_before > stream->keep_bytes))
+			stream->bytes - stream_bytes_before(stream, stream->tail) > stream->keep_bytes))
 	{
 		stream_count_dropped(stream, ENTRY(stream, stream->tail)->remaining);
 		entry_drop(ENTRY(stream, stream->tail));
@@ -245,7 +284,9 @@ grow(SdStream *stream)
 uint64
 stream_bytes_before(SdStream *stream, uint64 n)
 {
-	return n < stream->head ? ENTRY(stream, n)->bytes_before : stream->bytes;
+	if (n == stream->head)
+		return stream->bytes;
+	return stream->bytes - (uint32) ((uint32) stream->bytes - ENTRY(stream, n)->bytes_before);
 }
 
 /*
@@ -339,20 +380,54 @@ overflow_strict(SdStream *stream, Size len)
 /* ---- writing ---- */
 
 /*
- * The consumer that is still to be woken: by its address, which is all that a
- * wait point needs, so it may be gone by then.
+ * The wait points at which somebody may have to be woken: of the things' own
+ * addresses, so they may be gone by then.  One bit each.
  */
-static const void *to_wake = NULL;
+static uint64 to_wake[SD_WAIT_POINTS / 64];
+static int	nto_wake = 0;		/* calls of wake_later() */
 
-void
-stream_wake_consumers(void)
+static void
+wake_later(const void *thing)
 {
-	if (to_wake)
-		sd_wake(to_wake);
-	to_wake = NULL;
+	int			point = sd_wait_point_number(thing);
+
+	to_wake[point / 64] |= UINT64CONST(1) << (point % 64);
+	nto_wake++;
 }
 
-/* Caller holds the stream's lock. */
+/* The same barrier as in sd_wake(), for all of them. */
+static void
+wake_now(void)
+{
+	if (nto_wake == 0)
+		return;
+	nto_wake = 0;
+	pg_memory_barrier();
+	for (int i = 0; i < SD_WAIT_POINTS / 64; i++)
+	{
+		while (to_wake[i] != 0)
+		{
+			ConditionVariable *cv = &sd_shared->wait_points[i * 64 + pg_rightmost_one_pos64(to_wake[i])];
+
+			to_wake[i] &= to_wake[i] - 1;
+			if (!proclist_is_empty(&cv->wakeup))
+				ConditionVariableBroadcast(cv);
+		}
+	}
+}
+
+void
+stream_flush(void)
+{
+	wake_now();
+	give_back_advance();
+}
+
+/*
+ * Caller holds the stream's lock.  A link that is in the ready list need not be
+ * looked at under the mutex: who takes it out has still to get the stream's lock
+ * to read it, or else we see that it is out.
+ */
 static void
 make_ready(SdLink *link)
 {
@@ -360,50 +435,62 @@ make_ready(SdLink *link)
 
 	if (consumer == NULL)
 		return;
-	SpinLockAcquire(&consumer->mutex);
 	if (!link->ready)
 	{
-		dlist_push_tail(&consumer->ready, &link->ready_node);
-		link->ready = true;
+		SpinLockAcquire(&consumer->mutex);
+		if (!link->ready)
+		{
+			dlist_push_tail(&consumer->ready, &link->ready_node);
+			link->ready = true;
+		}
+		SpinLockRelease(&consumer->mutex);
 	}
-	SpinLockRelease(&consumer->mutex);
 	if (pg_atomic_read_u64(&consumer->pending_since) == 0)
 		pg_atomic_write_u64(&consumer->pending_since, GetCurrentTimestamp());
-	if (to_wake != consumer)
-		stream_wake_consumers();
-	to_wake = consumer;
+	wake_later(consumer);
 }
 
 void
 stream_link_ready(SdLink *link)
 {
 	make_ready(link);
-	stream_wake_consumers();
+	wake_now();
 }
 
-/* Something can be read that could not, but where all are paused. */
+/*
+ * Something can be read that could not, but where all are paused.  Those of a
+ * link that had nothing are told so together, without looking at any.
+ */
 static void
 make_readable(SdStream *stream)
 {
 	dlist_iter	iter;
 
 	pg_atomic_write_u64(&stream->version, pg_atomic_read_u64(&stream->version) + 1);
+	wake_later(stream);
 	dlist_foreach(iter, &stream->links)
 	{
 		SdLink	   *link = dlist_container(SdLink, stream_node, iter.cur);
 
-		dlist_append_all(&link->behind, &link->current);
-		if (!dlist_is_empty(&link->behind))
+		link->fresh = !dlist_is_empty(&link->current);
+		if (link->fresh || !dlist_is_empty(&link->behind))
 			make_ready(link);
 	}
+}
+
+void
+link_settle(SdLink *link)
+{
+	if (link->fresh)
+		dlist_append_all(&link->behind, &link->current);
+	link->fresh = false;
 }
 
 void
 stream_wake_resumed(SdStream *stream)
 {
 	make_readable(stream);
-	stream_wake_consumers();
-	sd_wake(stream);
+	wake_now();
 }
 
 /* Was the event seen to before?  Then the batch is run again. */
@@ -424,15 +511,29 @@ advance_progress(SdStream *stream, uint64 event_id)
 	return true;
 }
 
+/*
+ * So many that an entry could not tell them from fewer count as one of unknown
+ * size.
+ */
+static void
+count_lost(SdStream *stream, uint32 n)
+{
+	if (stream->tail < stream->head &&
+		n > PG_UINT32_MAX - (uint32) ((uint32) stream->lost - ENTRY(stream, stream->tail)->lost))
+		stream->gaps++;
+	else
+		stream->lost += n;
+}
+
 /* Stores an entry, or counts a loss. */
 static void
-push(SdStream *stream, uint64 event_id, SdBody *body)
+push(SdStream *stream, SdBody *body)
 {
 	SdEntry    *entry;
 
 	if (body == NULL || (stream->nattached > 0 && !grow(stream)))
 	{
-		stream->lost++;
+		count_lost(stream, 1);
 		stream_count_dropped(stream, stream->nattached + stream->ndetached);
 		return;
 	}
@@ -440,10 +541,9 @@ push(SdStream *stream, uint64 event_id, SdBody *body)
 	if (stream->nattached > 0)
 	{
 		entry = ENTRY(stream, stream->head);
-		entry->body = body_ref(body);
-		entry->event_id = event_id;
-		entry->bytes_before = stream->bytes;
-		entry->lost = stream->lost;
+		entry->body = body_ref_for_entry(body);
+		entry->bytes_before = (uint32) stream->bytes;
+		entry->lost = (uint32) stream->lost;
 		entry->gaps = stream->gaps;
 		entry->remaining = stream->nattached;
 		stream->head++;
@@ -471,12 +571,13 @@ stream_append(SdStream *stream, uint64 event_id, SdBody *body)
 	overflow_strict(stream, body ? body->len : 0);
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	(void) advance_progress(stream, event_id);
-	push(stream, event_id, body);
+	push(stream, body);
 	make_readable(stream);
 	ending = stream->strict && !dlist_is_empty(&stream->strict->ending);
 	LWLockRelease(&stream->lock);
-	sd_wake(stream);
 	trash_empty();
+	if (nto_wake >= WAKES_AT_ONCE)
+		wake_now();
 
 	if (ending)
 		subscription_finish_ends(stream);
@@ -487,7 +588,7 @@ static void
 lose(SdStream *stream, uint32 n)
 {
 	if (n > 0)
-		stream->lost += n;
+		count_lost(stream, n);
 	else
 		stream->gaps++;
 	stream_count_dropped(stream, (uint64) Max(n, 1) * (stream->nattached + stream->ndetached));
@@ -501,7 +602,8 @@ stream_lose(SdStream *stream, uint64 event_id, uint32 n)
 	if (advance_progress(stream, event_id))
 		lose(stream, n);
 	LWLockRelease(&stream->lock);
-	sd_wake(stream);
+	if (nto_wake >= WAKES_AT_ONCE)
+		wake_now();
 }
 
 void
@@ -514,7 +616,8 @@ stream_limit(SdStream *stream, uint64 event_id)
 		lose(stream, 1);
 	}
 	LWLockRelease(&stream->lock);
-	sd_wake(stream);
+	if (nto_wake >= WAKES_AT_ONCE)
+		wake_now();
 }
 
 void

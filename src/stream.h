@@ -45,6 +45,7 @@ typedef struct SdBody
 {
 	pg_atomic_uint32 refs;
 	uint32		len;
+	uint64		event_id;
 	bool		is_error;		/* the payload of a failed resolver */
 	bool		has_event_id;	/* its extensions tell it */
 	char		data[FLEXIBLE_ARRAY_MEMBER];	/* no NUL at its end */
@@ -57,15 +58,28 @@ typedef struct SdLoss
 	uint64		unknown:1;
 } SdLoss;
 
+/*
+ * One response in a stream's ring.  Of what counts without end only the low half
+ * is kept here: the ring holds far less than 2^32 bytes, and no more losses are
+ * counted between its oldest entry and now; see entry_bytes_before() and
+ * entry_lost().
+ */
 typedef struct SdEntry
 {
 	SdBody	   *body;			/* one reference; NULL when nobody waits for it */
-	uint64		event_id;
-	uint64		bytes_before;	/* payload bytes of the stream before this one */
-	uint64		lost;			/* SdStream->lost when it was stored */
+	uint32		bytes_before;	/* payload bytes of the stream before this one */
+	uint32		lost;			/* SdStream->lost when it was stored */
 	uint32		gaps;			/* SdStream->gaps likewise */
 	uint32		remaining;		/* attached subscriptions still to read it */
 } SdEntry;
+
+/* The same in a private queue. */
+typedef struct SdKept
+{
+	SdBody	   *body;			/* one reference */
+	uint64		lost;
+	uint32		gaps;
+} SdKept;
 
 /*
  * What a detached subscription still has to read; one reference per body.  If
@@ -78,7 +92,7 @@ typedef struct SdPrivateQueue
 	uint32		end_gaps;		/* stream's gaps and lost when it ended */
 	uint64		end_lost;
 	uint64		end_skipped;	/* entries passed over while detached until then */
-	SdEntry		entries[FLEXIBLE_ARRAY_MEMBER];
+	SdKept		entries[FLEXIBLE_ARRAY_MEMBER];
 } SdPrivateQueue;
 
 typedef enum SdEnd
@@ -185,8 +199,10 @@ typedef struct SdLink
 	struct SdStream *stream;
 	struct SdConsumer *consumer;	/* NULL: read one by one */
 	uint32		nsubscriptions;
-	bool		ready;			/* consumer's mutex */
+	/* consumer's mutex; set while the stream's lock is held or by the reader */
+	bool		ready;
 	/* stream's lock: who may have something to read, and who surely has not */
+	bool		fresh;			/* those of "current" may, too: link_settle() */
 	dlist_head	behind;
 	dlist_head	current;
 	dlist_head	paused;			/* not to be polled; see pause.c */
@@ -427,14 +443,14 @@ typedef struct SdQuota
 /* ---- writing (stream.c); caller is the channel's dispatcher ---- */
 
 /* A body with one reference, or NULL when shared memory is used up. */
-extern SdBody *body_make(const char *data, Size len, bool is_error, bool has_event_id);
+extern SdBody *body_make(const char *data, Size len, uint64 event_id, bool is_error,
+						 bool has_event_id);
 extern void body_unref(SdBody *body);
 
 /*
- * Appends a response (takes a reference of its own) and wakes who waits for
- * the subscription; consumers are woken by stream_wake_consumers().  Does
- * nothing if the stream is done with the event already.  A NULL body, or no
- * memory, becomes a loss of one.
+ * Appends a response (takes a reference of its own); who waits for it is woken
+ * by stream_flush().  Does nothing if the stream is done with the event already.
+ * A NULL body, or no memory, becomes a loss of one.
  */
 extern void stream_append(SdStream *stream, uint64 event_id, SdBody *body);
 
@@ -461,10 +477,11 @@ extern void stream_wake_resumed(SdStream *stream);
 extern void stream_skip(SdStream *stream, uint64 event_id);
 
 /*
- * Wakes the consumers for which something was appended or lost since the last
- * call: many streams of a consumer are so worth one look.  Raises no error.
+ * Ends a run of appends and losses: wakes who waits for what came since the last
+ * call, so that many streams of a consumer are worth one look.  The caller holds
+ * no lock and calls it before it does anything long.  Raises no error.
  */
-extern void stream_wake_consumers(void);
+extern void stream_flush(void);
 
 /*
  * Two hints to the processor that the stream will be appended to, some streams
@@ -553,6 +570,8 @@ extern uint64 stream_rate_limited(SdStream *stream, SdSubscription *sub);
 
 /* The link's consumer has something to read.  Caller holds the stream's lock. */
 extern void stream_link_ready(SdLink *link);
+/* Brings the link's lists up to date.  Caller holds the stream's lock exclusively. */
+extern void link_settle(SdLink *link);
 
 /* Wakes whoever waits for the thing, if anybody does. */
 extern void sd_wake(const void *thing);

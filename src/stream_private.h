@@ -23,6 +23,13 @@ extern void stream_trim(SdStream *stream);
 /* Payload bytes stored before entry number n. */
 extern uint64 stream_bytes_before(SdStream *stream, uint64 n);
 
+/* What had been lost when an entry of the ring was stored. */
+static inline uint64
+entry_lost(const SdStream *stream, const SdEntry *entry)
+{
+	return stream->lost - (uint32) ((uint32) stream->lost - entry->lost);
+}
+
 /* ---- trash.c; see trash_empty() in stream.h ---- */
 
 extern void trash_body(SdBody *body);	/* a reference */

@@ -230,6 +230,7 @@ get_link(SdStream *stream, SdConsumer *consumer)
 		return NULL;
 	link->stream = stream;
 	link->consumer = consumer;
+	link->fresh = false;
 	dlist_init(&link->behind);
 	dlist_init(&link->current);
 	dlist_init(&link->paused);
@@ -279,6 +280,7 @@ enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool p
 		else
 			stream_attach(stream, sub);
 		sub->paused = paused;
+		link_settle(link);
 		dlist_push_tail(paused ? &link->paused : &link->current, &sub->node);
 		pg_atomic_write_u64(&sub->seen_version, pg_atomic_read_u64(&stream->version));
 	}

@@ -29,7 +29,8 @@
 typedef struct Piece
 {
 	void	   *memory;
-	SdEntry    *entries;
+	char	   *entries;		/* SdEntry or SdKept */
+	Size		size;			/* of one */
 	uint64		mask;
 	uint64		from;
 	uint64		to;
@@ -43,8 +44,10 @@ static int	npieces = 0;
 static void
 free_piece(const Piece *piece)
 {
+	StaticAssertStmt(offsetof(SdEntry, body) == 0 && offsetof(SdKept, body) == 0,
+					 "bodies come first");
 	for (uint64 n = piece->from; n < piece->to; n++)
-		body_unref(piece->entries[n & piece->mask].body);
+		body_unref(*(SdBody **) (piece->entries + (n & piece->mask) * piece->size));
 	sd_free(piece->memory);
 }
 
@@ -71,7 +74,7 @@ add_piece(const Piece *piece)
 void
 trash_ring(SdEntry *ring, uint32 size, uint64 from, uint64 to)
 {
-	Piece		piece = {ring, ring, size - 1, from, to};
+	Piece		piece = {ring, (char *) ring, sizeof(SdEntry), size - 1, from, to};
 
 	if (ring)
 		add_piece(&piece);
@@ -80,7 +83,9 @@ trash_ring(SdEntry *ring, uint32 size, uint64 from, uint64 to)
 void
 trash_queue(SdPrivateQueue *queue)
 {
-	Piece		piece = {queue, queue->entries, PG_UINT32_MAX, queue->next, queue->n};
+	Piece		piece = {
+		queue, (char *) queue->entries, sizeof(SdKept), PG_UINT32_MAX, queue->next, queue->n
+	};
 
 	add_piece(&piece);
 }

@@ -380,25 +380,23 @@ visible_forget(DispatchEvent *e)
  * identities would push one another out of the processor's.
  */
 static Visible *
-sees_everything(DispatchEvent *e, SdIdentity *identity)
+everything(DispatchEvent *e)
 {
-	static Visible everything;
+	static Visible all;
 
-	if (e->ev->source == SD_SOURCE_CHANGE || JB_ROOT_COUNT(identity->context) > 0)
-		return NULL;
-	everything.data = e->data;
-	return &everything;
+	all.data = e->data;
+	return &all;
 }
 
 Visible *
 visible_to(DispatchEvent *e, SdIdentity *identity)
 {
 	Visible		fresh = {.identity = identity->serial, .known = true};
-	Visible    *v = sees_everything(e, identity);
+	Visible    *v;
 	MemoryContext old;
 
-	if (v)
-		return v;
+	if (e->ev->source != SD_SOURCE_CHANGE && JB_ROOT_COUNT(identity->context) == 0)
+		return everything(e);
 	v = get_seen(e, identity->serial);
 	if (v->known)
 		return v;
@@ -409,6 +407,15 @@ visible_to(DispatchEvent *e, SdIdentity *identity)
 		stats_add(&dispatch_self()->stats, fresh.reason, 1);
 	*v = fresh;
 	return v;
+}
+
+/* Most often the stream itself tells: its identity need not be fetched. */
+Visible *
+visible_in(DispatchEvent *e, const SdStream *stream)
+{
+	if (e->ev->source != SD_SOURCE_CHANGE && !stream->has_context)
+		return everything(e);
+	return visible_to(e, stream->identity);
 }
 
 bool

@@ -27,6 +27,8 @@ typedef struct Visible
  * are raised, or, when e->careful, deny the event to this identity alone.
  */
 extern Visible *visible_to(DispatchEvent *e, SdIdentity *identity);
+/* The same for the stream's identity. */
+extern Visible *visible_in(DispatchEvent *e, const SdStream *stream);
 /* What was computed for the event so far is computed anew. */
 extern void visible_forget(DispatchEvent *e);
 
