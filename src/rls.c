@@ -227,8 +227,7 @@ compute_row(void *arg)
 {
 	Job		   *job = arg;
 
-	split_compute_row(job->entry->plan->split, job->table, job->e->id,
-					  image(job->ev, job->ev->row), image(job->ev, job->ev->old));
+	split_compute_row(job->entry->plan->split, job->table, job->e->id, job->ev);
 }
 
 static void
@@ -265,7 +264,7 @@ need_row(Job *job, RlsSplit *split)
 {
 	ErrorData  *edata = NULL;
 
-	if (likely(split_knows_row(split, job->e->id)))
+	if (likely(split_knows_row(split, job->e->id, job->ev)))
 		return;
 	if (split_row_is_code(split))
 		(void) resolver_guarded(compute_row_quietly, job, "policy", job->rights, job->timeout_ms,
@@ -306,7 +305,7 @@ ask_known_parts(DispatchEvent *e, SdIdentity *identity, bool *row_visible, bool 
 	RlsPlanEntry *entry = rls_cache_find_plan(&key, NULL);
 	RlsSplit   *split = entry ? entry->plan->split : NULL;
 
-	if (split == NULL || !split_usable(split) || !split_knows_row(split, e->id))
+	if (split == NULL || !split_usable(split) || !split_knows_row(split, e->id, e->ev))
 		return false;
 	return split_ask(split, identity->serial, e->ev->row != 0, e->ev->old != 0,
 					 row_visible, old_visible);
@@ -327,7 +326,7 @@ known_answer(Job *job)
 		return false;
 	plan = job->entry ? job->entry->plan : NULL;
 	/* then it was looked at for this event */
-	if (plan && plan->split && split_knows_row(plan->split, job->e->id))
+	if (plan && plan->split && split_knows_row(plan->split, job->e->id, job->ev))
 		return false;
 	if (!has_layout(job->ev, job->table))
 		return true;

@@ -108,6 +108,7 @@ struct RlsSplit
 	ExprState  *state;
 
 	uint64		event_id;		/* whose images' parts are computed */
+	const SdEvent *ev;			/* where it was; not to be looked into */
 	MemoryContext row_context;	/* of their values */
 	MemoryContext identity_context; /* of "identities" and all in it */
 	identities_hash *identities;	/* NULL at first */
@@ -370,9 +371,9 @@ split_compute_identity(RlsSplit *split, uint64 serial)
 }
 
 bool
-split_knows_row(const RlsSplit *split, uint64 event_id)
+split_knows_row(const RlsSplit *split, uint64 event_id, const SdEvent *ev)
 {
-	return split->event_id == event_id;
+	return split->event_id == event_id && split->ev == ev;
 }
 
 bool
@@ -382,9 +383,13 @@ split_row_is_code(const RlsSplit *split)
 }
 
 static void
-compute_image(RlsSplit *split, RlsTable *table, const HeapTupleHeaderData *image, int which)
+compute_image(RlsSplit *split, RlsTable *table, const SdEvent *ev, uint32 image, int which)
 {
-	split->econtext->ecxt_scantuple = rls_table_slot(table, image);
+	const char *tuple = (const char *) ev + image;
+
+	if (image == 0)
+		return;
+	split->econtext->ecxt_scantuple = rls_table_slot(table, (const HeapTupleHeaderData *) tuple);
 	for (int i = 0; i < split->nparts; i++)
 	{
 		Part	   *part = &split->parts[i];
@@ -398,11 +403,11 @@ compute_image(RlsSplit *split, RlsTable *table, const HeapTupleHeaderData *image
 
 /*
  * Values may lie in the event, which stays where it is while it is the one that
- * is dispatched.  Ids never come again.
+ * is dispatched.  It can be dispatched again, after an error or for those who
+ * resume; a change of another server is read anew then, and lies elsewhere.
  */
 void
-split_compute_row(RlsSplit *split, RlsTable *table, uint64 event_id,
-				  const HeapTupleHeaderData *row, const HeapTupleHeaderData *old)
+split_compute_row(RlsSplit *split, RlsTable *table, uint64 event_id, const SdEvent *ev)
 {
 	MemoryContext caller;
 
@@ -411,13 +416,12 @@ split_compute_row(RlsSplit *split, RlsTable *table, uint64 event_id,
 	split->running = true;
 	MemoryContextReset(split->row_context);
 	caller = MemoryContextSwitchTo(split->row_context);
-	if (row)
-		compute_image(split, table, row, 0);
-	if (old)
-		compute_image(split, table, old, 1);
+	compute_image(split, table, ev, ev->row, 0);
+	compute_image(split, table, ev, ev->old, 1);
 	MemoryContextSwitchTo(caller);
 	split->running = false;
 	split->event_id = event_id;
+	split->ev = ev;
 }
 
 static bool

@@ -34,13 +34,14 @@ extern void split_compute_identity(RlsSplit *split, uint64 identity);
 /* ---- the row's part ---- */
 
 /*
- * The same for the images of an event.  Columns as they are are taken without
- * further ado, and without the rights: false then from split_row_is_code().
+ * The same for the images of an event, as it lies in memory now.  Columns as
+ * they are are taken without further ado, and without the rights: false then
+ * from split_row_is_code().
  */
-extern bool split_knows_row(const RlsSplit *split, uint64 event_id);
+extern bool split_knows_row(const RlsSplit *split, uint64 event_id, const SdEvent *ev);
 extern bool split_row_is_code(const RlsSplit *split);
 extern void split_compute_row(RlsSplit *split, RlsTable *table, uint64 event_id,
-							  const HeapTupleHeaderData *row, const HeapTupleHeaderData *old);
+							  const SdEvent *ev);
 
 /* ---- the answer ---- */
 

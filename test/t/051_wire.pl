@@ -259,6 +259,33 @@ SQL
 like($docs, qr/LEAVE/, 'with rows that leave');
 like($docs, qr/nobody:\n\nnobody_context:\n\nnobody_event:\n\z/, 'and nothing for who may not look');
 
+# A policy that is asked by parts, for an event that is dispatched once more, to one who resumes: then it lies elsewhere.
+$node->safe_psql('postgres', q(ALTER SYSTEM SET subdispatch.context_settings = 'app.owner'));
+$node->safe_psql('postgres', 'ALTER SYSTEM SET subdispatch.debug_wire = on');
+$node->safe_psql('postgres', 'SELECT pg_reload_conf()');
+poll_until($node, 'SHOW subdispatch.context_settings', 'app.owner', 'a setting that identities have');
+$node->safe_psql('postgres', <<'SQL');
+CREATE ROLE reader;
+CREATE TABLE notes (id int PRIMARY KEY, owner text);
+ALTER TABLE notes ENABLE ROW LEVEL SECURITY;
+CREATE POLICY mine ON notes FOR SELECT USING (owner = current_setting('app.owner', true));
+GRANT SELECT ON notes TO reader;
+CREATE TRIGGER t AFTER INSERT ON notes FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('notes');
+SELECT subdispatch.grant_channel('notes', 'reader', 'subscribe');
+SQL
+sub follow_notes { my ($id, $owner, $more) = @_; return $node->safe_psql('postgres', "SELECT subdispatch.subscribe('notes', run_as => 'reader', settings => '{\"app.owner\": \"$owner\"}', id => '$id'$more)"); }
+sub seen_notes { my ($id) = @_; return join(' ', map { /"id": (\d)/ ? $1 : /"data":"(x)/ ? $1 : $_ } split(/\n/, drain($node, $id))); }
+follow_notes('ann', 'ann', '');
+$node->safe_psql('postgres', "SELECT subdispatch.publish('notes', to_jsonb(repeat('x', 60000)))");
+dispatched($node);
+$node->safe_psql('postgres', "INSERT INTO notes VALUES (1, 'ann')");
+is(seen_notes('ann'), 'x 1', 'a note comes');
+follow_notes('ann again', 'ann', ', after_event => 0');
+follow_notes('bob', 'bob', ', after_event => 0');
+poll_until($node, "SELECT count(*) FROM subdispatch.subscriptions WHERE state = 'resuming'", '0', 'they have caught up');
+is(seen_notes('ann again'), 'x 1', 'and comes again');
+is(seen_notes('bob'), 'x', 'to whom it may');
+
 # ---- what is denied
 
 $node->safe_psql('postgres', 'ALTER SYSTEM SET subdispatch.debug_wire = on');
