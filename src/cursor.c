@@ -137,6 +137,14 @@ stream_attach(SdStream *stream, SdSubscription *sub)
 	sub->limited_from = stream->limited;
 }
 
+void
+stream_miss(SdStream *stream, SdSubscription *sub)
+{
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	cursor_note_loss(sub, 0, 1);
+	stream_count_dropped(stream, 1);
+}
+
 /* Nobody is left who waits for what is in the ring. */
 static void
 discard_ring(SdStream *stream)

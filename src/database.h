@@ -185,6 +185,12 @@ typedef struct SdDatabase
 	dlist_head	lingering;		/* SdChannels, the longest first; linger.c */
 	pg_atomic_uint32 nlingering;
 
+	/*
+	 * A replica: what must have been replayed before all is seen of the events
+	 * that were given up; see replay.c.
+	 */
+	pg_atomic_uint64 unseen_until;	/* XLogRecPtr; 0: none was given up */
+
 	/* the highest event ids that were given up: by channel hash, of '*' */
 	pg_atomic_uint64 gone[SD_SKETCH_SIZE];
 	pg_atomic_uint64 gone_star;

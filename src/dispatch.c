@@ -461,12 +461,16 @@ must_wait(const SdBlock *block, const SdEvent *ev, TimestampTz now)
 	uint64		id = event_id(block, ev);
 	ReplayPoint point;
 
-	if (likely(XLogRecPtrIsInvalid(ev->commit.lsn)) ||
-		now - block->linked_at >= subdispatch_replay_wait_timeout * INT64CONST(1000))
+	if (likely(XLogRecPtrIsInvalid(ev->commit.lsn)))
 		return false;
 	replay_look(&point);
 	if (replay_state(&point, &ev->commit) != REPLAY_PENDING)
 		return false;
+	if (now - block->linked_at >= subdispatch_replay_wait_timeout * INT64CONST(1000))
+	{
+		replay_give_up(dispatch_db, &point, &ev->commit);
+		return false;
+	}
 	if (id > last_waited && !ev->second)
 		stats_add(&dispatch_self()->stats, SD_STAT_REPLAY_WAITS, 1);
 	last_waited = Max(last_waited, id);

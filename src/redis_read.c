@@ -18,6 +18,8 @@
  * replayed of that is for those who subscribe now, who cannot see it.  Until it
  * is past that (its position is behind "chain") nobody is told that it reads.
  * Who can write to Redis may have such an event dispatched twice, no other one.
+ * What stands before that is given up (replay.c); whether it has been replayed
+ * is told by the last few of its entries.
  *
  * WHAT IS CHECKED, of each entry:
  *
@@ -55,6 +57,7 @@
 #include "redis_script.h"
 
 #define READ_AT_ONCE		128 /* entries of a reply */
+#define OLDER_ENTRIES		32	/* that are looked at before a replica begins */
 #define BLOCK_MS			2000	/* that Redis waits for an entry */
 #define CHUNK_BYTES			(1024 * 1024)	/* of text, that are checked together */
 #define SENT_TOLERANCE		INT64CONST(600000000)	/* us */
@@ -63,7 +66,7 @@
 RedisLink	read_link;
 
 static bool reading = false;	/* the stream's state was asked for and is known */
-static bool asked_hello = false;
+static bool asked_older = false;	/* what a replica gives up */
 static redisReply *entries_reply = NULL;	/* the last reply to XREAD */
 static Size next_entry;			/* of its entries, the first not linked yet */
 static bool no_room = false;
@@ -320,7 +323,7 @@ ask_hello(void)
 	conn_arg_string(conn, bus_state_key);
 	conn_arg_uint64(conn, floor);
 	conn_end(conn);
-	asked_hello = true;
+	asked_older = false;
 }
 
 static void
@@ -346,6 +349,22 @@ ask_entries(void)
 	conn_arg_string(conn, bus_stream);
 	conn_arg_string(conn, after);
 	conn_end(conn);
+}
+
+static void
+ask_older(void)
+{
+	RedisConn  *conn = &read_link.conn;
+
+	conn_begin(conn, 6);
+	conn_arg_string(conn, "XREVRANGE");
+	conn_arg_string(conn, bus_stream);
+	conn_arg_uint64(conn, bus_self()->progress.position);
+	conn_arg_string(conn, "-");
+	conn_arg_string(conn, "COUNT");
+	conn_arg_uint64(conn, OLDER_ENTRIES);
+	conn_end(conn);
+	asked_older = true;
 }
 
 /* ---- where to begin ---- */
@@ -413,6 +432,52 @@ go_on(uint64 prev, uint64 top)
 		progress_set(progress, progress->chain, 0);
 }
 
+/* From now on nothing is missed. */
+static void
+begin_reading(void)
+{
+	SdBus	   *bus = bus_self();
+
+	/* subscriptions were made while Redis could not be reached */
+	if (!bus->has_position && pg_atomic_read_u32(&bus_db->nsubscriptions) > 0)
+		tell_gap(NULL);
+	bus->has_position = true;
+	reading = true;
+	ConditionVariableBroadcast(&bus_db->changed);
+}
+
+/*
+ * What is before our beginning will not come.  Commits are in the stream almost
+ * in the order of their positions, so the last ones tell how far that goes.
+ * False if it is no reply to XREVRANGE.
+ */
+static bool
+take_older(const redisReply *reply)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ReplayPoint point;
+
+	if (reply->type != REDIS_REPLY_ARRAY || reply->elements > OLDER_ENTRIES)
+		return false;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(read_context);
+	replay_look(&point);
+	for (size_t i = 0; i < reply->elements; i++)
+	{
+		Item		item;
+
+		entry_examine(reply->element[i], &point, &item);
+		if (item.pending)
+			replay_give_up(bus_db, &point, &item.ev->commit);
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(read_context);
+	begin_reading();
+	return true;
+}
+
 /* False if the reply is not that of script_hello. */
 static bool
 take_hello(const redisReply *reply)
@@ -441,16 +506,12 @@ take_hello(const redisReply *reply)
 	if (bus->has_position)
 		go_on(prev, top);
 	else
-	{
 		begin_at_end(reply, prev, now);
-		bus->has_position = true;
-		/* subscriptions were made while Redis could not be reached */
-		if (pg_atomic_read_u32(&bus_db->nsubscriptions) > 0)
-			tell_gap(NULL);
-	}
+	if (bus->has_position || !RecoveryInProgress())
+		begin_reading();
+	else
+		ask_older();
 	RESUME_INTERRUPTS();
-	reading = true;
-	ConditionVariableBroadcast(&bus_db->changed);
 	return true;
 }
 
@@ -460,7 +521,7 @@ static void
 forget_connection(void)
 {
 	reading = false;
-	asked_hello = false;
+	asked_older = false;
 	forget_entries();
 }
 
@@ -515,7 +576,7 @@ take_reply(redisReply *reply)
 
 	if (!reading)
 	{
-		good = take_hello(reply);
+		good = asked_older ? take_older(reply) : take_hello(reply);
 		freeReplyObject(reply);
 		return good;
 	}

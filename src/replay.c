@@ -19,6 +19,17 @@
  * belongs to a clone that has gone its own way: that is another server, whose
  * rows nobody expects here.
  *
+ * WHAT IS GIVEN UP.  An event that was not replayed in time is told as missing
+ * to those who subscribe to its channel.  Who subscribes after that, and before
+ * it is replayed, doesn't see in a query what it was about, and gets no event.
+ * So the highest position that was given up is kept (SdDatabase->unseen_until),
+ * and until replay has passed it whoever subscribes, to whatever, is told that
+ * something is missing.  Who gives up writes it before he looks for
+ * subscriptions, and who subscribes reads it when his can be found (both under
+ * registry_lock), so that one sees the other.  The position has no timeline: of
+ * those that follow each other the later one goes on above it.  What a promotion
+ * has left out was lost; nobody needs to hear of that who comes later.
+ *
  * Takes no lock of ours.
  *
  *-------------------------------------------------------------------------
@@ -127,4 +138,26 @@ replay_state(const ReplayPoint *point, const SdPosition *commit)
 		return REPLAY_DONE;
 	return commit->timeline == point->timeline && commit->lsn <= point->replayed ?
 		REPLAY_DONE : REPLAY_PENDING;
+}
+
+/*
+ * What is on a timeline that we have still to follow may be below what is
+ * replayed, and is ahead of it all the same.
+ */
+void
+replay_give_up(SdDatabase *db, const ReplayPoint *point, const SdPosition *commit)
+{
+	XLogRecPtr	lsn = Max(commit->lsn, point->replayed + 1);
+	uint64		now = pg_atomic_read_u64(&db->unseen_until);
+
+	while (now < lsn && !pg_atomic_compare_exchange_u64(&db->unseen_until, &now, lsn))
+		;
+}
+
+bool
+replay_lacks_event(SdDatabase *db)
+{
+	uint64		until = pg_atomic_read_u64(&db->unseen_until);
+
+	return unlikely(until != 0) && RecoveryInProgress() && GetXLogReplayRecPtr(NULL) < until;
 }

@@ -8,6 +8,7 @@
 #ifndef SD_REPLAY_H
 #define SD_REPLAY_H
 
+#include "database.h"
 #include "event.h"
 
 typedef enum ReplayState
@@ -40,6 +41,18 @@ extern void replay_look(ReplayPoint *point);
  * or end the process if that is damaged.
  */
 extern ReplayState replay_state(const ReplayPoint *point, const SdPosition *commit);
+
+/*
+ * An event that is pending will not be waited for any longer.  To be called
+ * before anybody is looked for who subscribes to it.
+ */
+extern void replay_give_up(SdDatabase *db, const ReplayPoint *point, const SdPosition *commit);
+
+/*
+ * Is something still to be replayed of which nobody will get an event any more?
+ * A subscription asks when it is there to be found.
+ */
+extern bool replay_lacks_event(SdDatabase *db);
 
 /*
  * Did recovery cancel us because we stood in its way?  Until the transaction is

@@ -515,6 +515,8 @@ extern void quota_unref(struct SdQuota *quota);
 /* ---- a subscription's place in its stream; caller holds the stream's lock ---- */
 
 extern void stream_attach(SdStream *stream, SdSubscription *sub);
+/* It has just been attached, and something is missing before it. */
+extern void stream_miss(SdStream *stream, SdSubscription *sub);
 /* Leaves the ring and drops what it had pending. */
 extern void stream_leave(SdStream *stream, SdSubscription *sub);
 /* Ends it as far as the stream is concerned: detached, last message to come. */

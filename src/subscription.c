@@ -30,6 +30,7 @@
 
 #include "bus.h"
 #include "registry.h"
+#include "replay.h"
 #include "response.h"
 #include "resume.h"
 
@@ -283,6 +284,12 @@ enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool p
 		link_settle(link);
 		dlist_push_tail(paused ? &link->paused : &link->current, &sub->node);
 		pg_atomic_write_u64(&sub->seen_version, pg_atomic_read_u64(&stream->version));
+		/* who resumes finds in the history what was given up */
+		if (resume == NULL && replay_lacks_event(stream->channel->db))
+		{
+			stream_miss(stream, sub);
+			stream_wake_resumed(stream);
+		}
 	}
 	LWLockRelease(&stream->lock);
 	return link != NULL;

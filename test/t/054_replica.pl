@@ -154,10 +154,26 @@ poll_until($standby, 'SELECT replay_timeouts FROM subdispatch.stats', 3, 'what i
 poll_until($standby, "SELECT subdispatch.next_response('look')", qr/"data":null.*"dropped":null/, 'and told as missing');
 poll_until($standby, "SELECT subdispatch.next_response('data')", qr/"dropped":null|"id"/, 'also to those without a resolver');
 like(slurp_file($standby->logfile), qr/an event on channel "c" cannot be dispatched: its commit was not replayed within subdispatch\.replay_wait_timeout/, 'the log says why');
+# Who subscribes after that, and before the rows are there, misses them as well.
+$standby->safe_psql('postgres', <<'SQL');
+SELECT subdispatch.subscribe('c', id => 'new stream', operation_id => '1', response_key => 'k'), subdispatch.subscribe('c', id => 'data 2'),
+	subdispatch.subscribe('never heard of', id => 'of a consumer', consumer => 'g'), subdispatch.subscribe('*', id => 'the star')
+SQL
+results($standby, 'data');
+my $missing = qr/"data":null.*"dropped":null/;
+like($standby->safe_psql('postgres', "SELECT subdispatch.next_response('$_')"), $missing, "who subscribes then is told so: $_")
+	foreach 'new stream', 'data 2', 'the star';
+is($standby->safe_psql('postgres', "SELECT subdispatch.next_response('data 2', '1500ms')"), '', 'once');
+is($standby->safe_psql('postgres', "SELECT dropped IS NULL, response LIKE '%\"dropped\":null%' FROM subdispatch.poll('g', timeout => '10s')"), 't|t', 'by poll(), too');
+is($standby->safe_psql('postgres', "SELECT subdispatch.next_response('data', '1500ms')"), '', 'who was told already is not told again');
 $standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
 results($standby, 'look');
+poll_until($standby, "SELECT count(*) FROM t WHERE id = " . ($next - 1), 1, 'the rows are replayed');
+is($standby->safe_psql('postgres', "SELECT subdispatch.subscribe('c', id => 'late') \\g /dev/null\nSELECT subdispatch.next_response('late', '500ms')"), '', 'who subscribes after that has missed nothing');
 set('subdispatch.replay_wait_timeout' => '5s');
 is(insert_rows(3), results($standby, 'look'), 'then it goes on');
+like(results($standby, 'data 2'), qr/^(\{"id": \d+\} ?){3}$/, 'also for those who were told');
+$standby->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM unnest('{new stream,data 2,the star,of a consumer,late}'::text[]) id; SELECT subdispatch.close_consumer('g')");
 
 # Who subscribes before an event's commit has been replayed cannot see the row, so the event has to come, though nobody
 # subscribed to its channel when it was read from Redis.
@@ -203,6 +219,21 @@ is(results($standby, 'first', 'later'), '2', 'and gets what was not, and no more
 $primary->safe_psql('later', "SELECT subdispatch.publish('c', '3')");
 is(results($standby, 'first', 'later'), '3', 'then it goes on');
 $standby->safe_psql('later', "SELECT subdispatch.unsubscribe('first')");
+
+# But not further than replay_wait_timeout: what is before that and not replayed is told as missing.
+$primary->safe_psql('postgres', 'CREATE DATABASE older');
+install_extension($primary, 'older');
+poll_until($standby, "SELECT count(*) FROM pg_extension WHERE extname = 'subdispatch'", '1', 'another database', 'older');
+set('subdispatch.replay_wait_timeout' => '0');
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
+poll_until($standby, 'SELECT pg_get_wal_replay_pause_state()', 'paused', 'replay is paused for the last time');
+$primary->safe_psql('older', "BEGIN; CREATE TABLE t (); SELECT subdispatch.publish('c', '1'); COMMIT");
+dispatched($primary, 'older');
+like($standby->safe_psql('older', "SELECT subdispatch.subscribe('c', id => 'blind') \\g /dev/null\nSELECT subdispatch.next_response('blind', '10s')"), $missing, 'who subscribes first is told of what the bus worker does not look back for');
+$standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
+poll_until($standby, "SELECT count(*) FROM pg_class WHERE relname = 't'", '1', 'it is replayed', 'older');
+is($standby->safe_psql('older', "SELECT subdispatch.subscribe('c', id => 'seeing') \\g /dev/null\nSELECT subdispatch.next_response('seeing', '500ms')"), '', 'who subscribes afterwards is not');
+$standby->safe_psql('older', "SELECT subdispatch.unsubscribe(id) FROM unnest('{blind,seeing}'::text[]) id");
 set('subdispatch.replay_wait_timeout' => '5s');
 
 # ---- in recovery's way
