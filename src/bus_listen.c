@@ -11,7 +11,8 @@
  * When a dispatcher ends nobody LISTENs until the next one does, and what it
  * had received and not linked is gone.  Its successor therefore finds the
  * channels that are still marked as LISTENed on and tells their subscriptions
- * of a gap.
+ * of a gap.  So it is when a replica was promoted: who NOTIFYs may be faster than
+ * we LISTEN.  Channels that were made before that are marked (of_replica).
  *
  * wait_dispatched() needs to know that all earlier notifications are linked:
  * the dispatcher sends itself a marker, which comes back after them.
@@ -54,6 +55,7 @@ static bool ever_synced = false;
 static char *synced_setting = NULL; /* listen_channels as of the last sync */
 static int	synced_limit = 0;
 static bool refused_any = false;	/* for want of places, in the last sync */
+static bool any_of_replica = false; /* channels, in the last sync */
 static char marker_channel[NAMEDATALEN];
 static bool marker_listened = false;
 static uint32 marker_sent = 0;
@@ -94,6 +96,18 @@ collect_loss(SdWalk *walk, SdHashNode *node)
 	SdChannel  *channel = (SdChannel *) node;
 
 	if (is_mine(channel, *(int *) walk->arg) &&
+		pg_atomic_read_u32(&channel->listening) != 0)
+		note_gap(channel);
+}
+
+/* Nobody LISTENed between the promotion and now; nor yet if it lingers. */
+static void
+collect_promoted(SdWalk *walk, SdHashNode *node)
+{
+	SdChannel  *channel = (SdChannel *) node;
+
+	if (is_mine(channel, *(int *) walk->arg) && !channel_lingers(channel) &&
+		pg_atomic_exchange_u32(&channel->of_replica, 0) != 0 &&
 		pg_atomic_read_u32(&channel->listening) != 0)
 		note_gap(channel);
 }
@@ -161,6 +175,7 @@ collect_wanted(SdWalk *walk, SdHashNode *node)
 		return;
 	memcpy(row->name, channel->name, channel->namelen + 1);
 	row->lingers = channel_lingers(channel);
+	any_of_replica |= pg_atomic_read_u32(&channel->of_replica) != 0;
 }
 
 static void
@@ -375,10 +390,12 @@ static void
 sync_channels(SdDatabase *db, int dispatcher, uint32 request)
 {
 	SdDispatcher *disp = &db->dispatchers[dispatcher];
-	HTAB	   *wanted = find_wanted(dispatcher);
+	HTAB	   *wanted;
 	List	   *unlisten;
 	List	   *listen;
 
+	any_of_replica = false;
+	wanted = find_wanted(dispatcher);
 	/* an earlier try may have ended by an error, with places claimed */
 	pg_atomic_write_u32(&disp->nlistening, (uint32) hash_get_num_entries(listened));
 	refused_any = false;
@@ -389,6 +406,8 @@ sync_channels(SdDatabase *db, int dispatcher, uint32 request)
 
 	mark_channels(unlisten);
 	mark_channels(names_in(wanted));
+	if (any_of_replica)
+		walk_channels(dispatcher, collect_promoted);
 	if (list_length(unlisten) > list_length(listen))
 		wake_others(db, dispatcher);
 	pg_atomic_write_u32(&disp->listen_done, request);

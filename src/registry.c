@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
@@ -390,6 +391,7 @@ get_channel(const char *name, SdDatabase *db)
 	pg_atomic_init_u32(&channel->gaps, 0);
 	pg_atomic_init_u64(&channel->events, 0);
 	pg_atomic_init_u32(&channel->listening, 0);
+	pg_atomic_init_u32(&channel->of_replica, RecoveryInProgress() ? 1 : 0);
 	pg_atomic_init_u64(&channel->kept_from, 0);
 	channel->namelen = len;
 	memcpy(channel->name, name, len + 1);

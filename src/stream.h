@@ -179,6 +179,7 @@ typedef struct SdChannel
 	pg_atomic_uint32 gaps;		/* committed events lost, not yet told */
 	pg_atomic_uint64 events;	/* dispatched to it */
 	pg_atomic_uint32 listening; /* the dispatcher LISTENs on it */
+	pg_atomic_uint32 of_replica;	/* made in recovery, and not LISTENed on since */
 	pg_atomic_uint64 kept_from; /* before this id events may never have come here */
 	TimestampTz lingers_since;	/* 0: it has subscriptions */
 	bool		lingers_listened;	/* was LISTENed on then */

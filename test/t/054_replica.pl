@@ -299,7 +299,8 @@ eventually('events come under the new name', sub {
 
 # ---- promotion under load
 
-$standby->safe_psql('postgres', "SELECT subdispatch.subscribe('load', id => 'load')");
+$standby->safe_psql('postgres', "SELECT subdispatch.subscribe('load', id => 'load'), subdispatch.subscribe('quiet', id => 'quiet'), subdispatch.subscribe('covered', id => 'covered')");
+$primary->safe_psql('postgres', "SELECT subdispatch.grant_channel('covered', 'alice', 'subscribe')");
 $primary->safe_psql('postgres', "SELECT subdispatch.subscribe('load', id => 'load'); CREATE TABLE load (id text PRIMARY KEY)");
 my @load = map {
 	my $client = $_;
@@ -323,6 +324,10 @@ is(join(' ', @of_standby), join(' ', grep { $rows{$_} } @of_primary), 'in the sa
 eventually('the new primary publishes', sub { ($out, $err) = try_sql($standby, "SELECT subdispatch.publish('load', '\"promoted\"')"); return ($err eq '', $err) });
 is(results($standby, 'load'), 'promoted', 'to its own subscriptions');
 poll_until($standby, "SELECT listening FROM subdispatch.channels WHERE channel = 'load'", 't', 'and LISTENs');
+like($standby->safe_psql('postgres', "SELECT subdispatch.next_response('quiet', '30s')"), $missing, 'and tells who subscribed before that a notification may be missing');
+is($standby->safe_psql('postgres', "SELECT subdispatch.next_response('quiet', '1500ms')"), '', 'once');
+is($standby->safe_psql('postgres', "SELECT subdispatch.next_response('covered', '0')"), '', 'but not on a channel that it does not LISTEN on');
+is($standby->safe_psql('postgres', "SELECT subdispatch.subscribe('quieter', id => 'quieter') \\g /dev/null\nSELECT subdispatch.next_response('quieter', '500ms')"), '', 'nor who subscribes afterwards');
 $standby->safe_psql('postgres', "NOTIFY load, '\"notified\"'");
 is(results($standby, 'load'), 'notified', 'so that NOTIFY arrives');
 $standby->safe_psql('postgres', "SELECT subdispatch.grant_channel('load', 'alice', 'subscribe'); INSERT INTO load VALUES ('x'); SELECT subdispatch.publish('load', '\"own\"')");
