@@ -17,7 +17,8 @@
  *	  dispatcher 0: wanted = 0;			barrier;	is last_needed old?
  *
  * so at least one of them sees the other, and one who has just found its
- * dispatchers running has a minute to register a subscription.
+ * dispatchers running has a minute to register a subscription.  Should it take
+ * longer it finds out in the same manner, see database_keep_dispatchers().
  *
  * Locks: database_lock for slots, wanted and paused; order_lock (shared) to
  * look at queues.
@@ -531,4 +532,16 @@ database_start_dispatchers(SdDatabase *db)
 	}
 	if (!all_run(db))
 		raise_not_started(db);
+}
+
+/*
+ * See database.h.  A machine that sleeps, say, can take a minute from one step
+ * of a subscriber's to the next.  Cannot fail; takes database_lock.
+ */
+void
+database_keep_dispatchers(SdDatabase *db)
+{
+	pg_memory_barrier();		/* pairs with place_retire_if_idle() */
+	if (unlikely(pg_atomic_read_u32(&db->wanted) == 0))
+		request_start(db);
 }

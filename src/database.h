@@ -224,6 +224,8 @@ extern bool database_maybe_subscribed(SdDatabase *db, uint32 channel_hash);
  * Also locks the extension against DROP EXTENSION until the transaction ends.
  */
 extern void database_start_dispatchers(SdDatabase *db);
+/* A subscription was registered: they shall not have ended since they were started. */
+extern void database_keep_dispatchers(SdDatabase *db);
 extern void database_wake(SdDatabase *db, int dispatcher);
 extern void database_wake_all(SdDatabase *db);
 

@@ -12,7 +12,11 @@
 #include "database.h"
 
 /* A database keeps its dispatchers for this long after its last subscription. */
+#ifdef USE_ASSERT_CHECKING
+#define SD_IDLE_END			(subdispatch_debug_idle_end * INT64CONST(1000))
+#else
 #define SD_IDLE_END			(60 * SD_SECOND)
+#endif
 
 /* launcher.c */
 extern void launcher_register(void);	/* called by _PG_init */

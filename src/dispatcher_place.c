@@ -16,6 +16,7 @@
 
 #include "miscadmin.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/timestamp.h"
 
@@ -49,6 +50,9 @@ give_back_place(int code, Datum arg)
 
 	LWLockReleaseAll();
 	LWLockAcquire(&sd_shared->database_lock, LW_EXCLUSIVE);
+	/* what comes until it is wanted again is for nobody here */
+	if (disp == &place_db->dispatchers[SD_BUS_PLACE] && pg_atomic_read_u32(wanted) == 0)
+		place_db->bus.has_position = false;
 	pg_atomic_write_u32(&disp->busy, 0);
 	pg_atomic_write_u32(&disp->nlistening, 0);
 	pg_atomic_write_u32(&disp->state, SD_WORKER_NONE);
@@ -164,7 +168,8 @@ bus_is_needed(void)
 /*
  * The bus worker: a minute after the last subscription and the last event
  * nobody needs it.  Those who publish see that it isn't wanted, or it sees
- * what they have linked: they link first, and look then.
+ * what they have linked: they link first, and look then.  If somebody wants it
+ * again before it has left, it stays, with all that it knows.
  */
 void
 place_retire_bus(TimestampTz now)
@@ -183,6 +188,6 @@ place_retire_bus(TimestampTz now)
 		now - (TimestampTz) pg_atomic_read_u64(&bus->last_needed) < SD_IDLE_END)
 		pg_atomic_write_u32(&bus->wanted, 1);
 	else
-		bus->has_position = false;	/* what comes meanwhile is for nobody here */
+		SetLatch(MyLatch);		/* it leaves at its next turn */
 	LWLockRelease(&sd_shared->database_lock);
 }

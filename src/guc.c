@@ -67,6 +67,7 @@ bool		subdispatch_omit_null_errors = false;
 bool		subdispatch_include_event_id = false;
 bool		subdispatch_mask_errors = false;
 int			subdispatch_debug_hold_commit = 0;
+int			subdispatch_debug_idle_end = 60000;
 bool		subdispatch_debug_wire = false;
 
 /* The largest rate that the token buckets of ratelimit.c know. */
@@ -353,6 +354,11 @@ guc_init(void)
 			   "Holds up each commit of this session between its commit record and what follows.",
 			   "For tests of the order of commits.",
 			   &subdispatch_debug_hold_commit, 0, MAX_TIMEOUT_MS, PGC_SUSET,
+			   GUC_UNIT_MS | GUC_NOT_IN_SAMPLE);
+	define_int("subdispatch.debug_idle_end",
+			   "How long after its last use a worker ends.",
+			   "For tests of workers that end and come back.",
+			   &subdispatch_debug_idle_end, 0, MAX_TIMEOUT_MS, PGC_SIGHUP,
 			   GUC_UNIT_MS | GUC_NOT_IN_SAMPLE);
 	define_bool("subdispatch.debug_wire",
 				"Sends each event through its text form before it is dispatched.",

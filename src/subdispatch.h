@@ -161,6 +161,8 @@ extern bool subdispatch_mask_errors;
 
 /* Only in builds with assertions: holds up this session's commits (ms). */
 extern int	subdispatch_debug_hold_commit;
+/* Likewise: when workers that nobody needs end (ms). */
+extern int	subdispatch_debug_idle_end;
 /* Likewise: events come to their streams as if another server had sent them. */
 extern bool subdispatch_debug_wire;
 

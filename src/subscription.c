@@ -510,6 +510,7 @@ subscription_create(const SdSubscribe *what)
 		sd_free(sub);
 		report(result, what);
 	}
+	database_keep_dispatchers(db);
 	if (resume)
 		database_wake(db, channel_dispatcher(channel_hash(what->channel, strlen(what->channel))));
 	remember(what->id, what->owner, serial);
