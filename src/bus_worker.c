@@ -49,6 +49,7 @@
 #include "image_text.h"
 #include "ratelimit.h"
 #include "redis_bus.h"
+#include "replay.h"
 #include "shmem.h"
 
 #define LONGEST_WAIT		1000	/* ms */
@@ -153,6 +154,21 @@ bus_complain(const char *what, const char *detail)
 			 errdetail("%s", detail),
 			 not_logged > 0 ? errhint("%u such messages were left out.", not_logged) : 0));
 	not_logged = 0;
+}
+
+/* To be cancelled, or in the way of recovery, is no event's fault. */
+const char *
+bus_event_error(MemoryContext context)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+		error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || replay_is_conflict(error))
+		PG_RE_THROW();
+	FlushErrorState();
+	return error->message;
 }
 
 /* ---- starting ---- */
@@ -504,6 +520,7 @@ recover(void)
 	MemoryContextReset(loop_context);
 	send_reset();
 	read_reset();
+	bus_report("an error in the bus worker, which the server's log tells");
 	stats_add(&bus_db->stats, SD_STAT_DISPATCH_ERRORS, 1);
 	RESUME_INTERRUPTS();
 	(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ERROR_WAIT, PG_WAIT_EXTENSION);

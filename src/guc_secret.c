@@ -41,7 +41,11 @@ hide(char **newval, void **extra)
 	char	   *empty = strdup("");
 
 	if (empty == NULL)
+	{
+		/* the default message has the value in it */
+		GUC_check_errmsg("out of memory");
 		return false;
+	}
 	*extra = *newval;
 	*newval = empty;
 	return true;

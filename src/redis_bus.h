@@ -36,6 +36,11 @@ extern void bus_report(const char *error);
 /* Something about an entry is worth the log: at a limited rate. */
 extern void bus_complain(const char *what, const char *detail);
 extern int64 bus_now(void);		/* us of the Unix epoch */
+/*
+ * In a PG_CATCH: the message of an error that costs no more than the event at
+ * hand, which is forgotten.  Raised again if it is about the process.
+ */
+extern const char *bus_event_error(MemoryContext context);
 
 /* ---- redis_link.c ---- */
 

@@ -160,9 +160,7 @@ event_of(const BusEntry *entry, const char **why)
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		reason = pstrdup(CopyErrorData()->message);
-		FlushErrorState();
+		reason = bus_event_error(context);
 		ev = NULL;
 	}
 	PG_END_TRY();

@@ -7,7 +7,9 @@
  * with XREAD, which waits in Redis for what is to come.  What is read is
  * checked, and linked for the dispatchers under the id that it has in the
  * stream, so that an event has one id on all servers.  If there is no room for
- * it no more is read: Redis keeps the rest.
+ * it in a queue no more is read: Redis keeps the rest.  If it is shared memory
+ * that is used up, or too small for it, while the queues are empty, the event
+ * becomes a gap after MEMORY_PATIENCE: the rest must not wait for it for ever.
  *
  * PROGRESS.  How far this server has read is in shared memory (SdBusProgress):
  * a worker that follows goes on there.  A server that begins, or that had
@@ -60,6 +62,7 @@
 #define OLDER_ENTRIES		32	/* that are looked at before a replica begins */
 #define BLOCK_MS			2000	/* that Redis waits for an entry */
 #define CHUNK_BYTES			(1024 * 1024)	/* of text, that are checked together */
+#define MEMORY_PATIENCE		SD_SECOND
 #define SENT_TOLERANCE		INT64CONST(600000000)	/* us */
 #define FUTURE_TOLERANCE	INT64CONST(86400000000) /* us; as the script has it */
 
@@ -70,6 +73,7 @@ static bool asked_older = false;	/* what a replica gives up */
 static redisReply *entries_reply = NULL;	/* the last reply to XREAD */
 static Size next_entry;			/* of its entries, the first not linked yet */
 static bool no_room = false;
+static TimestampTz no_memory_since = 0; /* 0: it is not that */
 static MemoryContext read_context = NULL;
 
 /* ---- gaps ---- */
@@ -183,6 +187,29 @@ link_items(Item *items, int n)
 	return done;
 }
 
+/* Is there no room though the dispatchers have nothing to do, and for how long? */
+static bool
+memory_stays_short(bool stuck)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int d = 0; d < subdispatch_dispatchers; d++)
+		stuck = stuck && pg_atomic_read_u64(&bus_db->dispatchers[d].queue_bytes) == 0;
+	if (!stuck)
+		no_memory_since = 0;
+	else if (no_memory_since == 0)
+		no_memory_since = now;
+	return stuck && now - no_memory_since >= MEMORY_PATIENCE;
+}
+
+static void
+give_up(Item *item)
+{
+	item->ev = NULL;
+	item->unusable = true;
+	item->why = "there is no shared memory for it";
+}
+
 static void
 complain(const Item *item)
 {
@@ -291,6 +318,12 @@ link_some(void)
 	}
 	n = up_to_future(items, n);
 	done = link_items(items, n);
+	/* once it was short for long, it is so for all until one finds room again */
+	while (memory_stays_short(done < n))
+	{
+		give_up(&items[done]);
+		done += link_items(items + done, n - done);
+	}
 	for (int i = 0; i < done; i++)
 		complain(&items[i]);
 	CommitTransactionCommand();

@@ -180,9 +180,7 @@ text_of(const SdBlock *block, const SdEvent *ev, Size *len)
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		why = pstrdup(CopyErrorData()->message);
-		FlushErrorState();
+		why = bus_event_error(context);
 		text = NULL;
 	}
 	PG_END_TRY();

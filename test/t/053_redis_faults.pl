@@ -120,6 +120,30 @@ check_fault('password', qr/wants a password/, sub { $redis->cli('CONFIG', 'SET',
 check_fault('other password', qr/does not accept/, sub { set('redis_url', "unix://:s3cret2\@$redis->{socket}") }, sub { set('redis_url', "unix://:s3cret\@$redis->{socket}?db=3") });
 is($redis->cli('-n', '3', 'EXISTS', 'subdispatch:{postgres}:events'), '1', 'the database of the URL is used');
 
+# ---- the worker is cancelled in the middle of an event, which is not the event's fault ----
+$node->safe_psql('postgres', <<'SQL');
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TABLE moods (m mood);
+CREATE TRIGGER t AFTER INSERT ON moods FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('moods');
+SELECT subdispatch.subscribe('moods', id => 'moods');
+SQL
+dispatched($node);
+my ($locker, $writer) = (session($node), session($node));
+my $bus = $node->safe_psql('postgres', "SELECT pid FROM subdispatch.workers WHERE kind = 'bus'");
+# what the writer needs is in its caches then
+$writer->query_safe("BEGIN; INSERT INTO moods VALUES ('sad'); ROLLBACK");
+$locker->query_safe('BEGIN; LOCK TABLE pg_catalog.pg_type IN ACCESS EXCLUSIVE MODE');
+$writer->query_safe("INSERT INTO moods VALUES ('ok')");
+eventually('the worker asks for the type', sub { my $n = $locker->query_safe("SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $bus"); return ($n eq '1', $n) });
+my $before = -s $node->logfile;
+$locker->query_safe("SELECT pg_cancel_backend($bus)");
+eventually('and is cancelled, which it says', sub { my $text = slurp_file($node->logfile, $before); return ($text =~ /canceling statement due to user request.*Redis bus: an error in the bus worker/s, $text) });
+$locker->query_safe('COMMIT');
+$_->quit foreach $locker, $writer;
+my $moods = drain($node, 'moods');
+like($moods, qr/"row": \{"m": "ok"\}/, 'the event arrives');
+unlike($moods, qr/dropped/, 'and nothing is told to be missing');
+
 # ---- other databases go on meanwhile, and the server ends ----
 my $hung = FakePeer->new(sub { sleep 1000 });
 set('redis_url', 'redis://127.0.0.1:' . $hung->port);

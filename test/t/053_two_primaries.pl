@@ -120,6 +120,17 @@ foreach my $case (
 	drain($_, 'all') foreach $a, $b;
 }
 
+# A server that has no memory for what another one sends passes over it, tells of the loss, and goes on.
+my $c = start_node('c', @bus, shared_memory_size => '8MB', max_event_size => '10MB');
+$c->safe_psql('postgres', "SELECT subdispatch.subscribe('large', id => 'large'), subdispatch.subscribe('small', id => 'small')");
+$a->safe_psql('postgres', "SET subdispatch.max_event_size = '10MB'; SELECT subdispatch.publish('large', to_jsonb(repeat('x', 9000000)))");
+$a->safe_psql('postgres', "SELECT subdispatch.publish('small', '1')");
+poll_until($c, "SELECT subdispatch.next_response('small')", qr/"data":1,/, 'what comes after an event that is too large for the memory is not held up');
+poll_until($c, "SELECT subdispatch.next_response('large')", qr/"data":null.*"dropped":null/, 'which is told as missing');
+like(slurp_file($c->logfile), qr/there is no shared memory for it/, 'and the log says why');
+unlike(slurp_file($c->logfile), qr/PANIC|TRAP|signal 11|signal 6/, 'no crash of c');
+$c->stop;
+
 # One that nobody could have sent who does not know the key is tested in 050; it is not believed, whatever it says.
 foreach my $node ($a, $b)
 {
