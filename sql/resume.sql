@@ -44,6 +44,33 @@ SELECT subdispatch.subscribe('resumed', after_event => -1);
 SELECT subdispatch.subscribe('resumed', after_event => 9007199254740993);
 SELECT subdispatch.subscribe('resumed', after_event => 9223372036854775807);
 \set VERBOSITY default
+-- What is not read is limited by its bytes, too: a replay runs ahead by half of the limit.
+SELECT subdispatch.subscribe('wide', id => 'live', consumer => 'wide');
+SELECT count(subdispatch.publish('wide', to_jsonb(repeat('x', 10000))) IS NULL) FROM generate_series(1, 12);
+SELECT tst.dispatched();
+SELECT min(event_id) - 1 AS before FROM subdispatch.poll('wide') \gset
+SET subdispatch.max_pending_bytes = '64kB';
+SELECT subdispatch.subscribe('wide', id => 'narrow', after_event => :before);
+RESET subdispatch.max_pending_bytes;
+CREATE PROCEDURE tst.wait_for_pending(id text, n int) LANGUAGE plpgsql AS $$
+BEGIN
+  FOR i IN 1 .. 1000 LOOP
+    EXIT WHEN EXISTS (SELECT FROM subdispatch.subscriptions s WHERE s.id = wait_for_pending.id AND pending >= n);
+    PERFORM pg_sleep(0.01);
+  END LOOP;
+END $$;
+CALL tst.wait_for_pending('narrow', 4);
+SELECT subdispatch.publish('wide', '1');
+SELECT tst.dispatched();
+SELECT subdispatch.publish('wide', '2');
+SELECT tst.dispatched();
+SELECT state, pending FROM subdispatch.subscriptions WHERE id = 'narrow';
+SELECT count(*) FROM subdispatch.next_responses('narrow', 4);
+CALL tst.wait_for_pending('narrow', 4);
+SELECT count(*) FROM subdispatch.next_responses('narrow', 4);
+CALL tst.wait_for_pending('narrow', 4);
+SELECT count(*) FROM subdispatch.next_responses('narrow', 4);
+SELECT data FROM tst.caught_up('narrow');
 -- Undone with its transaction.
 BEGIN;
 SELECT subdispatch.subscribe('resumed', id => 'undone', after_event => 0);

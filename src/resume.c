@@ -273,7 +273,7 @@ resume_pop(SdSubscription *sub)
 	entry(r, 0)->body = NULL;
 	r->first = (r->first + 1) % r->size;
 	r->n--;
-	if (r->full && r->n <= r->size / 2)
+	if (r->full && !resume_is_full(r))
 	{
 		r->full = false;
 		database_wake(r->stream->channel->db, r->stream->channel->dispatcher);

@@ -81,6 +81,13 @@ extern void resume_pop(SdSubscription *sub);
 extern void resume_make_room(SdSubscription *sub, uint64 ring_n, uint64 ring_bytes,
 							 bool ring_lost);
 
+/* More than half of what it may hold is there: the dispatcher waits for the reader. */
+static inline bool
+resume_is_full(const SdResume *r)
+{
+	return r->n > r->size / 2 || r->bytes >= r->max_bytes / 2;
+}
+
 /* In any mode. */
 static inline bool
 resume_running(const SdSubscription *sub)

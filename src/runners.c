@@ -400,7 +400,7 @@ end_group(RunnerGroup *g, uint64 reached)
 		any = true;
 		r->after = Max(r->after, runner->full_at != 0 ? runner->full_at : reached);
 		progress |= r->after > runner->after;
-		r->full = runner->full_at != 0 && r->n > r->size / 2;
+		r->full = runner->full_at != 0 && resume_is_full(r);
 		if (r->after == g->seam)
 			join(runner);
 	}
