@@ -97,6 +97,7 @@ fail_by_reply(RedisConn *conn, const char *reply)
 		{"OOM ", "Redis has used up its memory (maxmemory)"},
 		{"MOVED ", "this is a node of a Redis cluster that has the key elsewhere"},
 		{"ASK ", "this is a node of a Redis cluster that moves the key"},
+		{"TRYAGAIN ", "the Redis cluster is moving the key"},
 		{"CLUSTERDOWN ", "the Redis cluster is down"},
 		{"WRONGTYPE ", "the key in Redis is not a stream"},
 		{"NOAUTH ", "Redis wants a password"},
