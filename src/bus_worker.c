@@ -14,7 +14,8 @@
  * a turn ends both connections, not the process.
  *
  * It goes on while anybody subscribes or anything is queued, also when
- * event_bus is changed: what was published goes its way.
+ * event_bus is changed: what was published goes its way.  But when the extension
+ * is gone it sends what it can at once, and ends; what waits for Redis is lost.
  *
  * Locks: those of what it calls; none while it waits.
  *
@@ -25,6 +26,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "commands/dbcommands.h"
+#include "commands/extension.h"
 #include "common/hashfn.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
@@ -173,20 +175,29 @@ bus_event_error(MemoryContext context)
 
 /* ---- starting ---- */
 
-/* The server's name among senders, for as long as it is up. */
 static void
-name_sender(void)
+make_sender_name(char *name)
 {
 	uint8		bytes[SD_SENDER_LEN / 2];
 
-	if (bus_self()->sender[0] != '\0')
-		return;
 	if (!pg_strong_random(bytes, sizeof(bytes)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate random bytes")));
 	for (int i = 0; i < SD_SENDER_LEN / 2; i++)
-		snprintf(bus_self()->sender + 2 * i, 3, "%02x", bytes[i]);
+		snprintf(name + 2 * i, 3, "%02x", bytes[i]);
+}
+
+/* The server's name among senders, for as long as it is up. */
+static void
+name_sender(void)
+{
+	char		name[SD_SENDER_LEN + 1];
+
+	if (bus_self()->sender[0] != '\0')
+		return;
+	make_sender_name(name);
+	memcpy(bus_self()->sender, name, sizeof(name));
 }
 
 /*
@@ -209,6 +220,19 @@ name_keys(void)
 	if (bus_self()->stream_hash != hash)
 		bus_self()->has_position = false;
 	bus_self()->stream_hash = hash;
+}
+
+static bool
+extension_exists(void)
+{
+	bool		result;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	result = OidIsValid(get_extension_oid(SD_EXTENSION, true));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(loop_context);
+	return result;
 }
 
 static void
@@ -260,6 +284,9 @@ set_up(Datum arg)
 	ratelimit_init(&entry_log, LOG_RATE, LOG_BURST, GetCurrentTimestamp());
 	name_sender();
 	name_keys();
+	/* of a transaction that was open when it was dropped */
+	if (!extension_exists())
+		pg_atomic_write_u32(&bus_self()->dropped, 1);
 	send_init();
 	read_init();
 	before_shmem_exit(at_exit, 0);
@@ -311,6 +338,33 @@ answer_sync(void)
 	sync_under_way = false;
 	pg_atomic_write_u32(&bus->sync_done, sync_request);
 	ConditionVariableBroadcast(&bus_db->changed);
+}
+
+/* ---- DROP EXTENSION ---- */
+
+static void
+end_with_extension(void)
+{
+	char		name[SD_SENDER_LEN + 1];
+	uint64		n;
+
+	/* dropped and made anew; or its drop is not to be seen yet on a replica */
+	if (extension_exists())
+	{
+		pg_atomic_write_u32(&bus_self()->dropped, 0);
+		return;
+	}
+	if (place_end_bus() || send_is_up() ||
+		pg_atomic_read_u32(&bus_self()->state) != SD_BUS_WAITING)
+		return;
+	make_sender_name(name);
+	n = send_give_up(name);
+	if (n > 0)
+		ereport(LOG,
+				(errmsg("subdispatch's Redis bus: %llu committed events were not sent before the extension was dropped",
+						(unsigned long long) n),
+				 errdetail("Redis could not be reached.")));
+	(void) place_end_bus();
 }
 
 /* ---- the loop ---- */
@@ -398,6 +452,8 @@ turn(void)
 	answer_sync();
 	if (send_is_up() && read_is_up())
 		report_connected();
+	if (unlikely(pg_atomic_read_u32(&bus_self()->dropped) > 0))
+		end_with_extension();
 
 	now = GetCurrentTimestamp();
 	if (now >= next_retire)

@@ -88,6 +88,7 @@ init_bus(SdBus *bus)
 {
 	bus->next_number = 1;
 	pg_atomic_init_u32(&bus->wanted, 0);
+	pg_atomic_init_u32(&bus->dropped, 0);
 	pg_atomic_init_u64(&bus->last_needed, 0);
 	pg_atomic_init_u32(&bus->state, SD_BUS_OFF);
 	pg_atomic_init_u32(&bus->sync_requests, 0);
@@ -336,7 +337,7 @@ database_has_events(SdDatabase *db)
 	return database_has_linked(db);
 }
 
-/* Takes database_lock; cannot fail. */
+/* The extension is gone.  Takes database_lock; cannot fail. */
 void
 database_stop_dispatchers(Oid dboid)
 {
@@ -345,7 +346,10 @@ database_stop_dispatchers(Oid dboid)
 	LWLockAcquire(&sd_shared->database_lock, LW_EXCLUSIVE);
 	db = find_slot(dboid);
 	if (db != NULL)
+	{
 		pg_atomic_write_u32(&db->wanted, 0);
+		pg_atomic_write_u32(&db->bus.dropped, 1);
+	}
 	LWLockRelease(&sd_shared->database_lock);
 
 	if (db != NULL)
@@ -438,6 +442,7 @@ request_start(SdDatabase *db)
 	pg_atomic_write_u32(&db->wanted, 1);
 	if (subdispatch_event_bus == SD_BUS_REDIS)
 		pg_atomic_write_u32(&db->bus.wanted, 1);
+	pg_atomic_write_u32(&db->bus.dropped, 0);
 	LWLockRelease(&sd_shared->database_lock);
 
 	for (int i = 0; i < SD_PLACES; i++)

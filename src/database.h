@@ -134,6 +134,7 @@ typedef struct SdBus
 
 	/* written under database_lock, read by anybody */
 	pg_atomic_uint32 wanted;	/* the bus worker shall run */
+	pg_atomic_uint32 dropped;	/* the extension is gone: it shall end soon */
 
 	pg_atomic_uint64 last_needed;	/* TimestampTz */
 	pg_atomic_uint32 state;		/* SdBusState; single writer: the worker */
@@ -229,7 +230,10 @@ extern void database_keep_dispatchers(SdDatabase *db);
 extern void database_wake(SdDatabase *db, int dispatcher);
 extern void database_wake_all(SdDatabase *db);
 
-/* Dispatchers shall not run any more: they end when their queues are empty. */
+/*
+ * The extension is gone.  Dispatchers shall not run any more: they end when their
+ * queues are empty; for the bus worker see bus_worker.c.
+ */
 extern void database_stop_dispatchers(Oid dboid);
 
 /* The process id of the dispatcher that has the place, 0 if none is alive. */

@@ -35,6 +35,7 @@ extern Oid	place_take(SdDatabase *db, int dispatcher);
 extern void place_leave_if_not_wanted(void);
 extern void place_retire_if_idle(TimestampTz now);
 extern void place_retire_bus(TimestampTz now);
+extern bool place_end_bus(void);
 
 /* dispatch.c: what the dispatcher has in hand */
 extern bool dispatch_inhand(SdDatabase *db, int dispatcher);

@@ -191,3 +191,25 @@ place_retire_bus(TimestampTz now)
 		SetLatch(MyLatch);		/* it leaves at its next turn */
 	LWLockRelease(&sd_shared->database_lock);
 }
+
+/*
+ * The bus worker: the extension is gone, and nothing is left to be sent, or none
+ * of it can be.  False if more has come meanwhile, or it is wanted again.
+ */
+bool
+place_end_bus(void)
+{
+	SdBus	   *bus = &place_db->bus;
+	bool		end;
+
+	LWLockAcquire(&sd_shared->database_lock, LW_EXCLUSIVE);
+	end = pg_atomic_read_u32(&bus->dropped) > 0 && pg_atomic_read_u64(&place->queue_bytes) == 0;
+	if (end)
+	{
+		pg_atomic_write_u32(&bus->wanted, 0);
+		pg_atomic_write_u32(&bus->dropped, 0);
+		SetLatch(MyLatch);
+	}
+	LWLockRelease(&sd_shared->database_lock);
+	return end;
+}

@@ -67,6 +67,7 @@
 #define GRACE				(SD_SECOND / 2) /* for a batch that is under way */
 #define PAUSE_TIMEOUT		(10 * SD_SECOND)
 #define LOOK_AGAIN			100 /* ms; a wakeup may be for something else */
+#define SENT_POLL			5	/* ms; nobody tells when all is sent */
 
 /* The pause that this backend holds. */
 typedef struct Pause
@@ -203,6 +204,58 @@ pause_database(Oid dboid, bool until_end)
 
 /* ---- DROP ---- */
 
+static uint64
+unsent_events(SdDatabase *db)
+{
+	return pg_atomic_read_u64(&db->dispatchers[SD_BUS_PLACE].queue_events);
+}
+
+/* What the bus worker is about to send gets a moment to be sent. */
+static void
+wait_until_sent(SdDatabase *db)
+{
+	TimestampTz end = GetCurrentTimestamp() + GRACE;
+
+	ConditionVariablePrepareToSleep(&db->changed);
+	while (unsent_events(db) > 0 && pg_atomic_read_u32(&db->bus.state) == SD_BUS_CONNECTED &&
+		   GetCurrentTimestamp() < end)
+		ConditionVariableTimedSleep(&db->changed, SENT_POLL, PG_WAIT_EXTENSION);
+	ConditionVariableCancelSleep();
+}
+
+/* Before the commit: who has dropped the extension can still roll back. */
+static void
+warn_of_unsent(uint64 n, const char *what)
+{
+	if (n > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONNECTION_DOES_NOT_EXIST),
+				 errmsg("%llu committed events have not been sent to Redis and will be lost with the %s",
+						(unsigned long long) n, what)));
+}
+
+static void
+drop_database(Oid dboid)
+{
+	SdDatabase *db = database_find(dboid);
+
+	if (db != NULL)
+		wait_until_sent(db);
+	pause_database(dboid, true);
+	if (held.db != NULL)
+		warn_of_unsent(unsent_events(held.db), "database");
+}
+
+static void
+drop_extension(void)
+{
+	SdDatabase *db = database_get(false, true);
+
+	/* else they are still sent after the commit */
+	if (db != NULL && pg_atomic_read_u32(&db->bus.state) == SD_BUS_WAITING)
+		warn_of_unsent(unsent_events(db), "extension");
+}
+
 /*
  * Attaches to shared memory now, as that could fail after the commit.  A role's
  * grants on channels are dropped with it, those in this database.
@@ -217,13 +270,14 @@ object_dropped(Oid class, Oid object)
 			return;
 		shmem_attach();
 		dropped_database = object;
-		pause_database(object, true);
+		drop_database(object);
 	}
 	else if (class == ExtensionRelationId &&
 			 object == get_extension_oid(SD_EXTENSION, true))
 	{
 		shmem_attach();
 		dropped_extension = object;
+		drop_extension();
 	}
 	else if (class == AuthIdRelationId)
 		grants_role_dropped(object);

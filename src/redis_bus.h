@@ -80,6 +80,11 @@ extern void send_init(void);
 extern void send_turn(void);
 extern void send_reset(void);
 extern bool send_is_up(void);
+/*
+ * What is in hand will not be sent.  From then on this is another sender, of
+ * that name, who begins with telling the gap.  Returns how many events it were.
+ */
+extern uint64 send_give_up(const char *name);
 /* When all that is queued now is in Redis, it is asked what is to be read by then. */
 extern void send_sync_begin(void);
 extern bool send_sync_target(uint64 *id);	/* false: not known yet */

@@ -26,6 +26,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -527,6 +528,42 @@ send_turn(void)
 		next_number >= sync_number)
 		ask_sync();
 	conn_drive(&send_link.conn);
+}
+
+/* Nothing can come between its steps: whoever follows finds all or nothing done. */
+uint64
+send_give_up(const char *name)
+{
+	SdBus	   *bus = bus_self();
+	dlist_head *inhand = &bus_place()->inhand;
+	uint64		n = 0;
+
+	HOLD_INTERRUPTS();
+	while (!dlist_is_empty(inhand))
+	{
+		SdBlock    *block = dlist_head_element(SdBlock, node, inhand);
+		SdEvent    *ev = block_first(block);
+
+		for (uint32 i = 0; i < block->nevents; i++, ev = event_next(ev))
+			if (i >= block->ndone)
+			{
+				redis_lose(bus_db, ev->channel_hash);
+				n++;
+			}
+		bus_done(bus_db, SD_BUS_PLACE, block);
+	}
+	if (bus->marker_number != 0)
+	{
+		for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
+			pg_atomic_fetch_or_u32(&bus->lost[i], bus->marker[i]);
+		pg_atomic_fetch_add_u32(&bus->nlost, 1);
+		bus->marker_number = 0;
+	}
+	bus->acknowledged = numbers_end() - 1;
+	memcpy(bus->sender, name, SD_SENDER_LEN);
+	send_reset();
+	RESUME_INTERRUPTS();
+	return n;
 }
 
 void
