@@ -180,12 +180,15 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 									  STREAMS_PER_LOCK);
 		LWLockRelease(&sd_shared->registry_lock);
 
+		e->peers = pins + first;
+		e->npeers = npins - first;
 		for (int i = first; i < npins; i++)
 		{
 			if (i + FETCH_AHEAD < npins)
 				stream_fetch_parts(pins[i + FETCH_AHEAD]);
 			visit(e, pins[i]);
 		}
+		e->npeers = 0;
 		stream_flush();
 		unpin_visited(first);
 		CHECK_FOR_INTERRUPTS();

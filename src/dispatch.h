@@ -29,6 +29,9 @@ typedef struct DispatchEvent
 	struct Visible *seen_first; /* see visible_to() */
 	int			nseen_first;
 	struct HTAB *seen;
+	SdStream  **peers;			/* those visited with this one, pinned */
+	int			npeers;
+	struct RlsAnswers *answers;	/* rls.c's, of the peers */
 	bool		given_up;		/* data is not the event's: nobody knows whom it
 								 * concerns */
 } DispatchEvent;

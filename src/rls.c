@@ -9,8 +9,8 @@
  * from it, row-level security.  The policies are those of the table that the
  * trigger was created on, as in a query of that table.  Each image is looked
  * at by itself, so they hold for what was deleted, too.  (How policies
- * become something to ask, rls_plan.c tells; rls_split.c, what of it is asked
- * once for many.)
+ * become something to ask, rls_plan.c tells; rls_split.c and rls_many.c, what of
+ * it is asked once for many.)
  *
  * What cannot be evaluated is denied: images with another layout than the
  * table has by now, or with values of a row type that was altered; policies
@@ -36,6 +36,8 @@
 #include "resolver.h"
 #include "rls.h"
 #include "rls_cache.h"
+#include "rls_job.h"
+#include "rls_set.h"
 #include "rls_split.h"
 #include "visible.h"
 
@@ -87,34 +89,12 @@ has_layout(const SdEvent *ev, const RlsTable *table)
 
 /* ---- evaluation, with the identity's rights ---- */
 
-/* One event for one identity. */
-typedef struct Job
-{
-	DispatchEvent *e;
-	const SdEvent *ev;
-	SdIdentity *identity;
-	const SdRights *rights;
-	int			timeout_ms;
-	RlsPlanEntry *entry;		/* NULL: none in the cache */
-	RlsTable   *table;			/* likewise */
-	RlsPlanKey	key;
-	char	   *settings;
-	bool		row_visible;
-	bool		old_visible;
-} Job;
-
-static const void *
-image(const SdEvent *ev, uint32 offset)
-{
-	return offset ? (const char *) ev + offset : NULL;
-}
-
 static void
-look_at_images(Job *job, RlsPlan *plan, RlsTable *table, MemoryContext context)
+look_at_images(RlsJob *job, RlsPlan *plan, RlsTable *table, MemoryContext context)
 {
 	const SdEvent *ev = job->ev;
-	const HeapTupleHeaderData *row = image(ev, ev->row);
-	const HeapTupleHeaderData *old = image(ev, ev->old);
+	const HeapTupleHeaderData *row = rls_image(ev, ev->row);
+	const HeapTupleHeaderData *old = rls_image(ev, ev->old);
 
 	if (!has_layout(ev, table))
 		return;
@@ -128,7 +108,7 @@ look_at_images(Job *job, RlsPlan *plan, RlsTable *table, MemoryContext context)
 
 /* The plan isn't there, or not to be trusted. */
 static void
-plan_and_look(Job *job)
+plan_and_look(RlsJob *job)
 {
 	Relation	rel;
 	RlsTable   *table;
@@ -150,6 +130,8 @@ plan_and_look(Job *job)
 			entry = rls_cache_keep_plan(&job->key, job->settings, plan);
 		if (entry && plan->steady && job->settings == NULL)
 			entry->plan->split = split_make(entry->plan, entry->context);
+		if (entry && entry->plan->set_stmt && job->settings == NULL)
+			entry->plan->set = set_make(entry->plan, entry->context);
 		rls_cache_making(false);
 		if (entry)
 			look_at_images(job, entry->plan, table, entry->context);
@@ -160,15 +142,14 @@ plan_and_look(Job *job)
 	table_close(rel, NoLock);
 }
 
-/* Locks a query's tables; false if the plan isn't good any more. */
-static bool
-lock_tables(const RlsPlan *plan)
+bool
+rls_lock_tables(const PlannedStmt *stmt)
 {
 	ListCell   *lc;
 
-	if (plan->kind != RLS_QUERY)
+	if (stmt == NULL)
 		return true;
-	foreach(lc, plan->stmt->rtable)
+	foreach(lc, stmt->rtable)
 	{
 		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
 
@@ -187,8 +168,8 @@ report_table(void *arg)
 			   EVENT_STRING(ev, schema_name), EVENT_STRING(ev, table_name));
 }
 
-static void
-report_policies(Job *job, ErrorContextCallback *callback)
+void
+rls_report_policies(RlsJob *job, ErrorContextCallback *callback)
 {
 	callback->callback = report_table;
 	callback->arg = unconstify(SdEvent *, job->ev);
@@ -199,12 +180,13 @@ report_policies(Job *job, ErrorContextCallback *callback)
 static void
 evaluate(void *arg)
 {
-	Job		   *job = arg;
+	RlsJob	   *job = arg;
 	ErrorContextCallback callback;
 
 	security_be_quiet();
-	report_policies(job, &callback);
-	if (likely(job->entry && job->table && rls_cache_is_fresh() && lock_tables(job->entry->plan)))
+	rls_report_policies(job, &callback);
+	if (likely(job->entry && job->table && rls_cache_is_fresh() &&
+			   rls_lock_tables(job->entry->plan->stmt)))
 		look_at_images(job, job->entry->plan, job->table, job->entry->context);
 	else
 		plan_and_look(job);
@@ -213,19 +195,25 @@ evaluate(void *arg)
 
 /* ---- by parts ---- */
 
+typedef struct Computing
+{
+	RlsSplit   *split;
+	uint64		identity;
+} Computing;
+
 static void
 compute_identity(void *arg)
 {
-	Job		   *job = arg;
+	Computing  *c = arg;
 
 	security_be_quiet();
-	split_compute_identity(job->entry->plan->split, job->identity->serial);
+	split_compute_identity(c->split, c->identity);
 }
 
 static void
 compute_row(void *arg)
 {
-	Job		   *job = arg;
+	RlsJob	   *job = arg;
 
 	split_compute_row(job->entry->plan->split, job->table, job->e->id, job->ev);
 }
@@ -236,23 +224,20 @@ compute_row_quietly(void *arg)
 	ErrorContextCallback callback;
 
 	security_be_quiet();
-	report_policies(arg, &callback);
+	rls_report_policies(arg, &callback);
 	compute_row(arg);
 	error_context_stack = callback.previous;
 }
 
-/*
- * What the identity cannot compute is no failure: the whole conditions may not
- * come to it.
- */
-static void
-need_identity(Job *job, RlsSplit *split)
+void
+rls_need_identity(RlsSplit *split, uint64 identity, const SdRights *rights, int timeout_ms)
 {
 	ErrorData  *edata = NULL;
+	Computing	c = {.split = split, .identity = identity};
 
-	if (likely(split_knows_identity(split, job->identity->serial)))
+	if (likely(split_knows_identity(split, identity)))
 		return;
-	(void) resolver_guarded(compute_identity, job, "policy", job->rights, job->timeout_ms, false,
+	(void) resolver_guarded(compute_identity, &c, "policy", rights, timeout_ms, false,
 							CurrentMemoryContext, &edata);
 	if (edata)
 		FreeErrorData(edata);
@@ -260,7 +245,7 @@ need_identity(Job *job, RlsSplit *split)
 
 /* An error of the row's has the batch done again, without parts. */
 static void
-need_row(Job *job, RlsSplit *split)
+need_row(RlsJob *job, RlsSplit *split)
 {
 	ErrorData  *edata = NULL;
 
@@ -278,19 +263,36 @@ need_row(Job *job, RlsSplit *split)
  * is known to be the images'.
  */
 static bool
-ask_parts(Job *job)
+ask_parts(RlsJob *job)
 {
 	RlsSplit   *split = job->entry && job->table ? job->entry->plan->split : NULL;
 
 	if (split == NULL || !split_usable(split))
 		return false;
-	need_identity(job, split);
+	rls_need_identity(split, job->identity->serial, job->rights, job->timeout_ms);
 	if (!split_usable(split))
 		return false;
 	need_row(job, split);
 	return split_ask(split, job->identity->serial, job->ev->row != 0, job->ev->old != 0,
 					 &job->row_visible, &job->old_visible);
 }
+
+#ifdef USE_ASSERT_CHECKING
+/* The same, asked for the identity alone; what fails there is not compared. */
+static void
+check_answer(RlsJob *job)
+{
+	RlsJob		alone = *job;
+	ErrorData  *edata = NULL;
+
+	alone.row_visible = alone.old_visible = false;
+	if (resolver_guarded(evaluate, &alone, "policy", job->rights, job->timeout_ms, false,
+						 CurrentMemoryContext, &edata) == RESOLVER_OK)
+		Assert(alone.row_visible == job->row_visible && alone.old_visible == job->old_visible);
+}
+#else
+#define check_answer(job)	((void) 0)
+#endif
 
 /* ---- what others call ---- */
 
@@ -316,7 +318,7 @@ ask_known_parts(DispatchEvent *e, SdIdentity *identity, bool *row_visible, bool 
  * is tried again.
  */
 static bool
-known_answer(Job *job)
+known_answer(RlsJob *job)
 {
 	RlsPlan    *plan;
 
@@ -342,7 +344,7 @@ known_answer(Job *job)
 
 /* Raises errors only if bare; else *failed tells. */
 static void
-ask_policies(Job *job, bool bare, bool *failed)
+ask_policies(RlsJob *job, bool bare, bool *failed)
 {
 	ErrorData  *edata = NULL;
 	Attempt		attempt;
@@ -350,6 +352,11 @@ ask_policies(Job *job, bool bare, bool *failed)
 
 	if (known_answer(job) || (bare && ask_parts(job)))
 		return;
+	if (bare && rls_ask_many(job))
+	{
+		check_answer(job);
+		return;
+	}
 	*failed = true;
 	if (attempt_code(job->e, job->identity->serial, &attempt))
 	{
@@ -393,7 +400,7 @@ rls_view(DispatchEvent *e, SdIdentity *identity, bool bare, int timeout_ms, RlsV
 	}
 	else if (!bare || !ask_known_parts(e, identity, &view->row_visible, &view->old_visible))
 	{
-		Job			job = {
+		RlsJob		job = {
 			.e = e, .ev = ev, .identity = identity, .timeout_ms = timeout_ms,
 			.rights = visible_rights(identity)
 		};

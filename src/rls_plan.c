@@ -63,6 +63,7 @@
 #include "dispatch.h"
 #include "event_image.h"
 #include "rls_plan.h"
+#include "rls_set.h"
 
 /* ---- the table ---- */
 
@@ -219,20 +220,26 @@ watch_functions(ObjectAccessType access, Oid class, Oid object, int sub, void *a
 
 /* ---- what an expression's state keeps ---- */
 
-static bool
-keeps_something(Oid function, void *arg)
+bool
+rls_plan_is_internal(Oid function)
 {
 	HeapTuple	tuple;
 	bool		internal;
 
 	if (function >= FirstNormalObjectId)
-		return true;
+		return false;
 	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 	if (!HeapTupleIsValid(tuple))
-		return true;
+		return false;
 	internal = ((Form_pg_proc) GETSTRUCT(tuple))->prolang == INTERNALlanguageId;
 	ReleaseSysCache(tuple);
-	return !internal;
+	return internal;
+}
+
+static bool
+keeps_something(Oid function, void *arg)
+{
+	return !rls_plan_is_internal(function);
 }
 
 /* True for what is not known to be steady. */
@@ -276,6 +283,12 @@ unsteady_walker(Node *node, void *arg)
 	if (check_functions_in_node(node, keeps_something, NULL))
 		return true;
 	return expression_tree_walker(node, unsteady_walker, arg);
+}
+
+bool
+rls_plan_is_steady(Node *expr)
+{
+	return !unsteady_walker(expr, NULL);
 }
 
 /* ---- planning ---- */
@@ -325,7 +338,7 @@ plan_expression(RlsPlan *plan, List *quals)
 	else
 	{
 		plan->kind = RLS_EXPRESSION;
-		plan->steady = !unsteady_walker((Node *) plan->quals, NULL);
+		plan->steady = rls_plan_is_steady((Node *) plan->quals);
 	}
 }
 
@@ -379,6 +392,7 @@ plan_query(RlsPlan *plan, List *quals, const RlsTable *table)
 	/* with the policies of other tables, and what views select */
 	plan->repeatable = !contain_volatile_functions((Node *) linitial(rewritten));
 	plan->kind = RLS_QUERY;
+	plan->set_stmt = set_plan(linitial_node(Query, rewritten), &plan->set_parts);
 	plan->stmt = pg_plan_query(linitial_node(Query, rewritten), "", 0, NULL);
 	plan->stmt->jitFlags = PGJIT_NONE;	/* for one row */
 	plan->relids = plan->stmt->relationOids;
@@ -444,6 +458,8 @@ rls_plan_copy(const RlsPlan *plan)
 	copy->columns = bms_copy(plan->columns);
 	copy->quals = copyObject(plan->quals);
 	copy->stmt = copyObject(plan->stmt);
+	copy->set_stmt = copyObject(plan->set_stmt);
+	copy->set_parts = copyObject(plan->set_parts);
 	copy->relids = list_copy(plan->relids);
 	copy->items = copyObject(plan->items);
 	return copy;

@@ -14,6 +14,7 @@
 #include "nodes/bitmapset.h"
 #include "nodes/execnodes.h"
 #include "nodes/plannodes.h"
+#include "utils/tuplestore.h"
 
 #include "event.h"
 
@@ -53,7 +54,11 @@ typedef struct RlsPlan
 	List	   *relids;			/* an OID list */
 	List	   *items;			/* of PlanInvalItem */
 
+	PlannedStmt *set_stmt;		/* RLS_QUERY for many at once; NULL: can't be */
+	List	   *set_parts;		/* its expressions of the identities */
+
 	struct RlsSplit *split;		/* rls_split.c's; NULL: can't be split */
+	struct RlsSet *set;			/* rls_set.c's; NULL: can't be asked for many */
 
 	/* rls_plan_run()'s: a steady expression, ready to run */
 	ExprState  *state;
@@ -74,6 +79,11 @@ extern RlsTable *rls_table_make(Relation rel);
  */
 extern RlsPlan *rls_plan_make(Relation rel, const RlsTable *table);
 
+/* Does the expression keep nothing between evaluations? */
+extern bool rls_plan_is_steady(Node *expr);
+/* Does the function run nothing but PostgreSQL's own code in C? */
+extern bool rls_plan_is_internal(Oid function);
+
 /* A copy in the current memory context, without what belongs to running it. */
 extern RlsPlan *rls_plan_copy(const RlsPlan *plan);
 
@@ -88,6 +98,10 @@ extern bool rls_plan_same_images(RlsPlan *plan, const RlsTable *table, uint64 ev
 
 /* The table's slot, with the image in it: until the slot is cleared. */
 extern TupleTableSlot *rls_table_slot(RlsTable *table, const HeapTupleHeaderData *image);
+
+/* Puts the image into a tuplestore. */
+extern void rls_table_put(RlsTable *table, const HeapTupleHeaderData *image,
+						  Tuplestorestate *store);
 
 /*
  * Is this image, of the table's layout, visible to the current user, whose

@@ -184,6 +184,13 @@ rls_table_slot(RlsTable *table, const HeapTupleHeaderData *image)
 	return ExecStoreHeapTuple(&table->tuple, table->slot, false);
 }
 
+void
+rls_table_put(RlsTable *table, const HeapTupleHeaderData *image, Tuplestorestate *store)
+{
+	set_tuple(table, image);
+	tuplestore_puttuple(store, &table->tuple);
+}
+
 bool
 rls_plan_run(RlsPlan *plan, RlsTable *table, const HeapTupleHeaderData *image,
 			 MemoryContext context)

@@ -177,6 +177,15 @@ dependencies_walker(Node *node, int *on)
 	return expression_tree_walker(node, dependencies_walker, on);
 }
 
+bool
+split_is_identitys(Node *expr)
+{
+	int			on = 0;
+
+	(void) dependencies_walker(expr, &on);
+	return on == ON_IDENTITY;
+}
+
 /* ---- splitting ---- */
 
 typedef struct Splitting
@@ -280,6 +289,25 @@ split_make(const RlsPlan *plan, MemoryContext context)
 	return s.impossible ? NULL : s.split;
 }
 
+RlsSplit *
+split_make_empty(MemoryContext context)
+{
+	RlsSplit   *split = MemoryContextAllocZero(context, sizeof(RlsSplit));
+
+	split->context = context;
+	return split;
+}
+
+int
+split_add_identity_part(RlsSplit *split, Node *expr)
+{
+	MemoryContext old = MemoryContextSwitchTo(split->context);
+
+	(void) make_part(split, expr, true);
+	MemoryContextSwitchTo(old);
+	return split->nidentity_parts - 1;
+}
+
 bool
 split_usable(const RlsSplit *split)
 {
@@ -368,6 +396,14 @@ split_compute_identity(RlsSplit *split, uint64 serial)
 		n++;
 	}
 	identity->usable = true;
+}
+
+const NullableDatum *
+split_identity_values(RlsSplit *split, uint64 serial)
+{
+	const Identity *identity = find_identity(split, serial);
+
+	return identity && identity->usable ? identity->values : NULL;
 }
 
 bool

@@ -18,6 +18,16 @@ typedef struct RlsSplit RlsSplit;
  */
 extern RlsSplit *split_make(const RlsPlan *plan, MemoryContext context);
 
+/*
+ * Nothing but parts of the identity, for rls_set.c.  The part's number in the
+ * order of an identity's values is returned.
+ */
+extern RlsSplit *split_make_empty(MemoryContext context);
+extern int	split_add_identity_part(RlsSplit *split, Node *expr);
+
+/* Does it depend on nothing but what stays the same for an identity, and on that? */
+extern bool split_is_identitys(Node *expr);
+
 /* Is it of use: no error has shown that it must not be split? */
 extern bool split_usable(const RlsSplit *split);
 
@@ -30,6 +40,8 @@ extern bool split_usable(const RlsSplit *split);
  */
 extern bool split_knows_identity(RlsSplit *split, uint64 identity);
 extern void split_compute_identity(RlsSplit *split, uint64 identity);
+/* Of its parts, in their order; NULL if it is not known or has none. */
+extern const NullableDatum *split_identity_values(RlsSplit *split, uint64 identity);
 
 /* ---- the row's part ---- */
 

@@ -372,6 +372,7 @@ visible_forget(DispatchEvent *e)
 {
 	e->nseen_first = 0;
 	e->seen = NULL;
+	e->answers = NULL;
 }
 
 /*

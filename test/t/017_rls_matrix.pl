@@ -493,6 +493,10 @@ SELECT subdispatch.subscribe('moved', id => 'one', run_as => 'm_member', setting
 SELECT subdispatch.subscribe('moved', id => 'two', run_as => 'm_member', settings => '{"app.tenant": "2"}');
 RESET ROLE;
 SELECT subdispatch.publish('moved', '{"sleep": true}');
+SQL
+ok($node->poll_query_until('postgres', "SELECT pending = 1 FROM subdispatch.subscriptions WHERE id = 'two'"),
+	'the first event is in hand, by itself');
+$node->safe_psql('postgres', <<'SQL');
 INSERT INTO m.moved VALUES (1, 1);
 UPDATE m.moved SET tenant = 2;
 INSERT INTO m.moved VALUES (2, 1);
