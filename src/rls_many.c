@@ -202,5 +202,6 @@ rls_ask_many(RlsJob *job)
 			FreeErrorData(edata);
 	}
 	attempt_code_ended(&attempt);
+	elog(DEBUG2, "policies of %d identities were asked by one query", e->answers->n);
 	return find_answer(e, job->identity->serial, &job->row_visible, &job->old_visible);
 }

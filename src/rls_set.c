@@ -66,7 +66,12 @@
 
 #define IDENTITIES_NAME	"subdispatch_identities"
 #define IDENTITIES_VARNO	2		/* the image is 1 */
-#define IDENTITIES_ROWS	64		/* what the planner is told */
+/*
+ * What the planner is told: the plan is then that of a query for one identity,
+ * run for each, and never more than that.  (For 64 it reads all of a large table
+ * and not its index, since it doesn't know that they are asked for every event.)
+ */
+#define IDENTITIES_ROWS	1
 #define MAX_INLINED		100		/* a function in SQL may call itself */
 /* us, after an error; twice as long after each, up to a day. */
 #define FIRST_PAUSE		INT64CONST(60000000)

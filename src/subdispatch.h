@@ -36,8 +36,8 @@
  *	  visibility.c    who may still subscribe: grants.c (grants on channels,
  *	                  grants_sql.c)
  *	  visible.c       what an identity sees of it: rls.c (row-level security:
- *	                  rls_cache.c, rls_plan.c, rls_run.c, rls_split.c),
- *	                  context.c (security contexts)
+ *	                  rls_cache.c, rls_plan.c, rls_run.c, rls_split.c,
+ *	                  rls_many.c, rls_set.c), context.c (security contexts)
  *	  match.c         filters (match_compile.c, match_node.c: making them)
  *	  security.c      as whom user code runs
  *	  resolver.c      one call of a resolver, its time limit (pytimeout.c)

@@ -56,6 +56,11 @@ ALTER TABLE m.members ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON m.members USING (claim = current_setting('app.tenant', true));
 CREATE POLICY first ON m.members TO m_nokey USING (tenant = 1);
 GRANT SELECT ON m.members TO m_group, m_plain, m_owner, m_nokey, m_bypass;
+CREATE TABLE m.plain_members (tenant int, claim text);
+INSERT INTO m.plain_members SELECT * FROM m.members;
+CREATE VIEW m.my_members AS SELECT tenant FROM m.plain_members WHERE claim = current_setting('app.tenant', true);
+GRANT SELECT ON m.plain_members, m.my_members TO m_group, m_plain, m_owner, m_nokey, m_bypass;
+CREATE FUNCTION m.my_claim() RETURNS text STABLE LANGUAGE sql AS $$ SELECT nullif(current_setting('app.tenant', true), '') $$;
 CREATE FUNCTION m.may_see(tenant int) RETURNS bool STABLE LANGUAGE plpgsql AS
   $$ BEGIN RETURN tenant::text = current_setting('app.tenant', true) OR current_user = 'm_nokey'; END $$;
 CREATE FUNCTION m.inlined(tenant int) RETURNS bool STABLE LANGUAGE sql AS
@@ -123,8 +128,51 @@ my %parts = (
 	parts_other => ["USING (coalesce(current_setting('app.other', true), '') = '' AND tenant::text = $setting)"],
 	parts_name => ["USING (tenant::text = current_setting('app.' || 'ten' || left(note, 0) || 'ant', true))"],
 );
-%policies = (%policies, %parts);
-my %looks_at_claims = map { $_ => 1 } qw(setting setting_cast subselect correlated function inlined definer error mixed), keys %parts;
+# Those with sub-selects that are asked for all identities of a role by one query, and those that must not be.
+my $claim = "nullif($setting, '')::int";
+my %many = (
+	many_scalar => ["USING (tenant = (SELECT max(x.tenant) FROM m.plain_members x WHERE x.claim = $setting))"],
+	many_in => ["USING (tenant IN (SELECT x.tenant FROM m.plain_members x WHERE x.claim = $setting))"],
+	many_not_in => ["USING (tenant NOT IN (SELECT x.tenant FROM m.plain_members x WHERE x.claim = $setting))"],
+	many_in_setting => ["USING ($setting IN (SELECT x.claim FROM m.plain_members x WHERE x.tenant = TABLE.tenant))"],
+	many_any => ["USING (tenant = ANY (ARRAY(SELECT x.tenant FROM m.plain_members x WHERE x.claim = $setting)))"],
+	many_all => ["USING (tenant >= ALL (SELECT x.tenant FROM m.plain_members x WHERE x.claim <= $setting))"],
+	many_rows => ["USING ((tenant, $setting) IN (SELECT x.tenant, x.claim FROM m.plain_members x))"],
+	many_none => ['USING (tenant IN (SELECT x.tenant FROM m.plain_members x WHERE x.tenant < 3))'],
+	many_two => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.claim = $setting AND x.tenant = TABLE.tenant))",
+		"USING (note = (SELECT min(chr(96 + x.tenant)) FROM m.plain_members x WHERE x.claim = $setting))"],
+	many_restrictive => ['USING (true)', "AS RESTRICTIVE USING (EXISTS (SELECT FROM m.plain_members x WHERE x.claim = $setting AND x.tenant >= TABLE.tenant))"],
+	many_nested => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = TABLE.tenant AND EXISTS (SELECT FROM m.plain_members y WHERE y.claim = $setting AND y.tenant = x.tenant)))"],
+	many_lateral => ["USING (EXISTS (SELECT FROM m.plain_members x, LATERAL (SELECT y.claim FROM m.plain_members y WHERE y.tenant = x.tenant AND y.claim = $setting LIMIT 1) z WHERE x.tenant = TABLE.tenant))"],
+	many_joins => ["USING (EXISTS (SELECT FROM m.plain_members x LEFT JOIN m.plain_members y ON y.claim = $setting AND y.tenant = x.tenant WHERE x.tenant = TABLE.tenant AND y.tenant IS NULL))"],
+	many_using => ["USING (tenant IN (SELECT tenant FROM m.plain_members x JOIN m.plain_members y USING (tenant, claim) WHERE claim = $setting))"],
+	many_union => ["USING (tenant IN (SELECT $claim UNION ALL SELECT x.tenant FROM m.plain_members x WHERE x.claim = $setting))"],
+	many_grouped => ["USING (tenant IN (SELECT count(*)::int FROM m.plain_members x GROUP BY x.claim = $setting HAVING min(x.claim) <= $setting))"],
+	many_ordered => ["USING (tenant = (SELECT x.tenant FROM m.plain_members x WHERE x.claim <= $setting ORDER BY x.claim = $setting DESC, x.tenant DESC LIMIT 1))"],
+	many_aggregate => ["USING (tenant = (SELECT max($claim) FROM m.plain_members x))"],
+	many_values => ["USING (tenant IN (SELECT v FROM (VALUES ($claim), (3)) s(v)))"],
+	many_function_rte => ["USING (tenant IN (SELECT v::int FROM unnest(string_to_array($setting || ',3', ',')) v WHERE v <> ''))"],
+	many_srf => ["USING (tenant IN (SELECT generate_series(2, $claim)))"],
+	many_select => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = TABLE.tenant AND x.claim = (SELECT $setting)))"],
+	many_case => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE CASE WHEN x.tenant = 1 THEN $setting = '1' ELSE x.claim = $setting END AND x.tenant = TABLE.tenant))"],
+	many_case_of => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = CASE $setting WHEN '1' THEN TABLE.tenant WHEN TABLE.note THEN 2 ELSE 3 END))"],
+	many_identity_error => ["USING (CASE WHEN tenant = 1 THEN 6 / ($claim - 2) = 6 ELSE EXISTS (SELECT FROM m.plain_members x WHERE x.claim = $setting) END)"],
+	many_row_error => ["USING (CASE WHEN tenant::text = $setting THEN 1 / (3 - tenant) < 5 ELSE EXISTS (SELECT FROM m.plain_members x WHERE x.claim = $setting) END)"],
+	many_too_many_rows => ["USING (tenant = (SELECT x.tenant FROM m.plain_members x WHERE x.claim = $setting))"],
+	many_view => ["USING (EXISTS (SELECT FROM m.my_members x WHERE x.tenant = TABLE.tenant))"],
+	many_own_policies => ["USING (EXISTS (SELECT FROM m.members x WHERE x.tenant = TABLE.tenant))"],
+	many_inlined => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.claim = m.my_claim() AND x.tenant = TABLE.tenant))"],
+	many_inlined_on_row => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE m.inlined(x.tenant) AND x.tenant >= TABLE.tenant))"],
+	many_definer => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = TABLE.tenant AND m.definer(x.tenant)))"],
+	many_stable => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = TABLE.tenant AND current_setting('app.' || 'tenant', true) = x.claim))"],
+	many_volatile => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = TABLE.tenant AND x.claim = $setting AND random() < 2))"],
+	many_time => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = TABLE.tenant AND x.claim = $setting AND now() > '2000-01-01'))"],
+	many_user => ["USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = TABLE.tenant AND (x.claim = $setting OR current_user = 'm_plain')))"],
+	many_with => ["USING (tenant IN (WITH c AS (SELECT x.tenant FROM m.plain_members x WHERE x.claim = $setting) SELECT c.tenant FROM c))"],
+	many_window => ["USING (tenant IN (SELECT row_number() OVER (ORDER BY x.claim = $setting, x.tenant) FROM m.plain_members x WHERE x.claim = $setting))"],
+);
+%policies = (%policies, %parts, %many);
+my %looks_at_claims = map { $_ => 1 } qw(setting setting_cast subselect correlated function inlined definer error mixed), keys %parts, keys %many;
 
 # ---- kinds of tables ----
 
@@ -322,7 +370,7 @@ foreach my $kind (sort keys %kinds)
 {
 	foreach my $policy (sort keys %policies)
 	{
-		next if $parts{$policy} && $kind !~ /^(?:plain|dropped|partitioned)$/;
+		next if ($parts{$policy} || $many{$policy}) && $kind !~ /^(?:plain|dropped|partitioned)$/;
 		my ($name, $make) = add_table($kind, $policy, $policies{$policy}, $looks_at_claims{$policy} ? \@claims : [undef]);
 		push @tables, [ $name, $kind ];
 		$sql .= $make;
@@ -517,6 +565,44 @@ is($node->safe_psql('postgres', $ops =~ s/WHO/one/r),
 	'tenant 1 sees its INSERT, that the row left, and the INSERT and DELETE of a row that is no more');
 is($node->safe_psql('postgres', $ops =~ s/WHO/two/r), '{"sleep": true} {"op": "UPDATE", "row": {"id": 1, "tenant": 2}}',
 	'tenant 2 sees neither the INSERT that tenant 1 made nor the row as it was before it came');
+
+# ---- many identities, one query ----
+
+$node->safe_psql('postgres', <<'SQL');
+SET client_min_messages = warning;
+CREATE TABLE m.asked (id int PRIMARY KEY, tenant int);
+ALTER TABLE m.asked ENABLE ROW LEVEL SECURITY;
+CREATE POLICY p ON m.asked USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = asked.tenant AND x.claim = m.my_claim()));
+GRANT SELECT ON m.asked TO m_group;
+CREATE TRIGGER changed AFTER INSERT ON m.asked FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('asked');
+SET ROLE m_gateway;
+SELECT subdispatch.subscribe('asked', id => 'asked' || i, run_as => 'm_member', consumer => 'asked',
+  settings => jsonb_build_object('app.tenant', i::text)) FROM generate_series(1, 200) i;
+RESET ROLE;
+ALTER SYSTEM SET log_min_messages = 'debug2';
+SELECT pg_reload_conf();
+SQL
+sub asked
+{
+	my ($id) = @_;
+	my $from = -s $node->logfile;
+	$node->safe_psql('postgres', "INSERT INTO m.asked VALUES ($id, 2)");
+	dispatched($node);
+	my @asked = slurp_file($node->logfile, $from) =~ /policies of (\d+) identities were asked by one query/g;
+	return \@asked;
+}
+asked(1);
+is_deeply(asked(2), [ 64, 64, 64, 8 ], 'the policies of 200 identities are asked by four queries');
+is($node->safe_psql('postgres', "SET ROLE m_gateway; SELECT string_agg(subscription_id, ' ') FROM subdispatch.poll('asked', 100)"),
+	'asked2 asked2', 'who may see the rows gets them, and nobody else');
+# One of them has an error: all are asked by themselves, and it alone has nothing.
+$node->safe_psql('postgres', <<'SQL');
+ALTER POLICY p ON m.asked USING (EXISTS (SELECT FROM m.plain_members x WHERE CASE WHEN x.tenant = asked.tenant THEN 1 / (m.my_claim()::int - x.tenant - 3) < 5 END));
+SQL
+asked($_) foreach 3 .. 4;
+is($node->safe_psql('postgres', "SET ROLE m_gateway; SELECT count(*), count(DISTINCT subscription_id), bool_or(subscription_id = 'asked5') FROM subdispatch.poll('asked', 1000)"),
+	'398|199|f', "an error costs only the identity whose policies raise it");
+$node->safe_psql('postgres', "ALTER SYSTEM RESET log_min_messages; SELECT pg_reload_conf()");
 
 $node->stop;
 done_testing();
