@@ -184,6 +184,7 @@ typedef struct SdDatabase
 
 	/* registry_lock */
 	dlist_head	lingering;		/* SdChannels, the longest first; linger.c */
+	Size		lingering_bytes;
 	pg_atomic_uint32 nlingering;
 
 	/*

@@ -10,7 +10,8 @@
  * history.  That lasts for subscription_idle_timeout (10min if that is 0), as
  * long as the database's dispatchers run and a history is kept at all.  Nobody
  * waits or fails for a lingering channel's sake: an event without room becomes
- * a gap of it.
+ * a gap of it.  Whoever may subscribe could leave any number of them behind, so
+ * those that have lingered longest go when they take more than bytes_limit().
  *
  * SdChannel->kept_from tells from which event id on the channel is served
  * without interruption.
@@ -27,6 +28,7 @@
 #include "registry.h"
 
 #define ENDS_PER_LOCK	32		/* keeps the lock's hold time short */
+#define ENDS_FOR_ROOM	4		/* likewise; more than the largest needs in the long run */
 
 static TimestampTz
 linger_time(void)
@@ -43,6 +45,19 @@ keeps_history(SdDatabase *db)
 	return subdispatch_event_history_size > 0 && pg_atomic_read_u32(&db->wanted) > 0;
 }
 
+/* For a database's lingering channels: as for a history, but not all of the memory. */
+static Size
+bytes_limit(void)
+{
+	return (Size) Min(subdispatch_event_history_size, subdispatch_shared_memory_size / 8) * 1024;
+}
+
+static Size
+bytes_of(const SdChannel *channel)
+{
+	return sizeof(SdChannel) + channel->namelen;
+}
+
 /* Counts the channel itself, so that publishers don't see it without any. */
 static void
 count(SdChannel *channel, int by)
@@ -55,27 +70,45 @@ count(SdChannel *channel, int by)
 	pg_atomic_fetch_add_u32(&db->nlingering, by);
 }
 
-void
-linger_begin(SdChannel *channel)
-{
-	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
-	Assert(!channel_lingers(channel));
-	if (!keeps_history(channel->db))
-		return;
-	count(channel, 1);
-	channel->lingers_since = GetCurrentTimestamp();
-	channel->lingers_listened = pg_atomic_read_u32(&channel->listening) != 0;
-	dlist_push_tail(&channel->db->lingering, &channel->linger_node);
-	sd_count_as(channel, SD_MEM_HISTORY);
-}
-
 static void
 leave(SdChannel *channel)
 {
 	dlist_delete(&channel->linger_node);
+	channel->db->lingering_bytes -= bytes_of(channel);
 	channel->lingers_since = 0;
 	count(channel, -1);
 	sd_count_as(channel, SD_MEM_SUBSCRIPTION);
+}
+
+static SdChannel *
+longest(SdDatabase *db)
+{
+	return dlist_head_element(SdChannel, linger_node, &db->lingering);
+}
+
+void
+linger_begin(SdChannel *channel)
+{
+	SdDatabase *db = channel->db;
+	SdChannel  *other;
+
+	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
+	Assert(!channel_lingers(channel));
+	if (!keeps_history(db))
+		return;
+	count(channel, 1);
+	channel->lingers_since = GetCurrentTimestamp();
+	channel->lingers_listened = pg_atomic_read_u32(&channel->listening) != 0;
+	dlist_push_tail(&db->lingering, &channel->linger_node);
+	db->lingering_bytes += bytes_of(channel);
+	sd_count_as(channel, SD_MEM_HISTORY);
+
+	for (int i = 0; i < ENDS_FOR_ROOM && db->lingering_bytes > bytes_limit() &&
+		 (other = longest(db)) != channel; i++)
+	{
+		leave(other);
+		registry_remove_channel(other);
+	}
 }
 
 void
@@ -98,7 +131,7 @@ end_some(SdDatabase *db, TimestampTz now, bool all)
 	registry_lock_exclusive();
 	for (int i = 0; i < ENDS_PER_LOCK && !dlist_is_empty(&db->lingering); i++)
 	{
-		SdChannel  *channel = dlist_head_element(SdChannel, linger_node, &db->lingering);
+		SdChannel  *channel = longest(db);
 
 		more = all || now > channel->lingers_since + linger_time() ||
 			pg_atomic_read_u32(&db->nlingering) > (uint32) subdispatch_max_subscriptions;

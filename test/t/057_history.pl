@@ -93,6 +93,13 @@ $node->safe_psql('postgres', "TRUNCATE seen; INSERT INTO seen SELECT event_id FR
 come_back($node, 'b', 'SELECT event_id FROM seen', 'the other channel');
 check_outcome($node, 'the other channel', 2, 1);
 
+# Channels that nobody subscribes to any more are kept within the same limit.
+$node->safe_psql('postgres', q~DO $$ BEGIN FOR i IN 1 .. 1000 LOOP PERFORM subdispatch.subscribe(i || repeat('x', 1000), id => 'x'), subdispatch.unsubscribe('x'); END LOOP; END $$~);
+my $lingering = $node->safe_psql('postgres', q~SELECT (regexp_match(subdispatch.metrics(), 'lingering_channels{[^}]*} ([0-9]+)'))[1]~);
+cmp_ok($lingering, '>', 50, 'channels linger');
+cmp_ok($lingering, '<', 128, 'but not as many as anybody likes');
+cmp_ok(kept_bytes($node), '<', 4 * 128 * 1024, 'nor their memory');
+
 # ---- none at all ----
 
 $node->safe_psql('postgres', 'ALTER SYSTEM SET subdispatch.event_history_size = 0');
