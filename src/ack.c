@@ -134,6 +134,14 @@ ack_release(void)
 	ack_free();
 }
 
+/* It is the consumer's no more. */
+static void
+uncount(SdConsumer *consumer, SdOutstanding *batch)
+{
+	pg_atomic_fetch_sub_u32(&consumer->db->nbatches, 1);
+	pg_atomic_fetch_sub_u64(&consumer->db->noutstanding, batch->responses);
+}
+
 void
 ack_drop(SdConsumer *consumer)
 {
@@ -144,6 +152,7 @@ ack_drop(SdConsumer *consumer)
 	consumer->acknowledged = 0;
 	if (batch == NULL)
 		return;
+	uncount(consumer, batch);
 	batch->next_dropped = dropped;
 	dropped = batch;
 }
@@ -176,6 +185,7 @@ ack_begin(SdConsumer *consumer, bool acking, int64 ack, bool shared, AckNumbers 
 	{
 		consumer->outstanding = NULL;
 		consumer->acknowledged = batch->number;
+		uncount(consumer, batch);
 		hold(batch);			/* with the consumer's reference */
 		return ACK_DONE;
 	}
@@ -266,6 +276,7 @@ begin_batch(SdConsumer *consumer, bool shared)
 	filling->shared = shared;
 	filling->open = true;
 	consumer->outstanding = filling;
+	pg_atomic_fetch_add_u32(&consumer->db->nbatches, 1);
 }
 
 void
@@ -274,6 +285,7 @@ ack_append(SdConsumer *consumer, bool shared)
 	if (read_batch->nrows > 0)
 	{
 		SdBatchPart *part = make_part();
+		uint64		responses = 0;
 
 		if (filling == NULL)
 			begin_batch(consumer, shared);
@@ -283,7 +295,9 @@ ack_append(SdConsumer *consumer, bool shared)
 			filling->first = part;
 		filling->last = part;
 		for (uint32 i = 0; i < part->nrows; i++)
-			filling->responses += part->rows[i].nids;
+			responses += part->rows[i].nids;
+		filling->responses += responses;
+		pg_atomic_fetch_add_u64(&consumer->db->noutstanding, responses);
 		read_batch->number = filling->number;
 	}
 	sd_free(reserved_part);

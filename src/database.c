@@ -131,6 +131,8 @@ init_database(SdDatabase *db)
 	}
 	pg_atomic_init_u64(&db->gone_star, 0);
 	pg_atomic_init_u64(&db->unseen_until, 0);
+	pg_atomic_init_u32(&db->nbatches, 0);
+	pg_atomic_init_u64(&db->noutstanding, 0);
 	dlist_init(&db->lingering);
 	pg_atomic_init_u32(&db->nlingering, 0);
 	for (int i = 0; i < SD_PLACES; i++)

@@ -182,6 +182,10 @@ typedef struct SdDatabase
 	pg_atomic_uint64 last_needed;	/* TimestampTz: when it last had any */
 	pg_atomic_uint32 sketch[SD_SKETCH_SIZE];
 
+	/* batches that are not acknowledged, and what they have; ack.c */
+	pg_atomic_uint32 nbatches;
+	pg_atomic_uint64 noutstanding;
+
 	/* registry_lock */
 	dlist_head	lingering;		/* SdChannels, the longest first; linger.c */
 	Size		lingering_bytes;

@@ -429,6 +429,7 @@ consumer_close(Oid owner, const char *name)
 int64
 consumer_open(Oid owner, const char *name)
 {
+	SdDatabase *db = database_get(true, false);
 	int64		n = 0;
 	bool		more;
 	bool		is_new;
@@ -440,7 +441,7 @@ consumer_open(Oid owner, const char *name)
 	while (more);
 
 	registry_lock_exclusive();
-	consumer = registry_get_consumer(owner, name, &is_new, &too_many);
+	consumer = registry_get_consumer(db, owner, name, &is_new, &too_many);
 	if (consumer)
 	{
 		ack_drop(consumer);

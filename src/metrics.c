@@ -257,6 +257,10 @@ subdispatch_metrics(PG_FUNCTION_ARGS)
 	head(&out, "subscriptions", "gauge", "Live subscriptions.");
 	sample(&out, "subscriptions", db,
 		   database ? pg_atomic_read_u32(&database->nsubscriptions) : 0);
+	head(&out, "outstanding_batches", "gauge", "Batches that were read and are not acknowledged.");
+	sample(&out, "outstanding_batches", db, database ? pg_atomic_read_u32(&database->nbatches) : 0);
+	head(&out, "outstanding_responses", "gauge", "Responses in them, one for each subscription.");
+	sample(&out, "outstanding_responses", db, database ? pg_atomic_read_u64(&database->noutstanding) : 0);
 	metrics_dispatchers(&out, database, db, "dispatcher_up",
 						"Whether the dispatcher runs.", dispatcher_up);
 	metrics_dispatchers(&out, database, db, "queue_events",

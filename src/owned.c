@@ -58,7 +58,7 @@ consumer_lookup(Oid owner, const char *name)
 }
 
 SdConsumer *
-registry_get_consumer(Oid owner, const char *name, bool *is_new, bool *too_many)
+registry_get_consumer(SdDatabase *db, Oid owner, const char *name, bool *is_new, bool *too_many)
 {
 	OwnedKey	key = {MyDatabaseId, owner, name};
 	SdConsumer *consumer = consumer_lookup(owner, name);
@@ -74,6 +74,7 @@ registry_get_consumer(Oid owner, const char *name, bool *is_new, bool *too_many)
 	if (consumer == NULL)
 		return NULL;
 	consumer->dboid = MyDatabaseId;
+	consumer->db = db;
 	consumer->owner = owner;
 	LWLockInitialize(&consumer->reading, sd_tranche_consumer);
 	SpinLockInit(&consumer->mutex);

@@ -41,7 +41,7 @@ extern SdStream *registry_get_stream(const SdSubscribe *what, SdDatabase *db);
 extern void registry_leave_stream(SdStream *stream);
 
 /* Makes it if there is none; NULL without memory, or if there are too many. */
-extern SdConsumer *registry_get_consumer(Oid owner, const char *name, bool *is_new,
+extern SdConsumer *registry_get_consumer(SdDatabase *db, Oid owner, const char *name, bool *is_new,
 										 bool *too_many);
 extern void registry_too_many_consumers(void) pg_attribute_noreturn();
 extern SdConsumer *registry_find_consumer(Oid dboid, Oid owner, const char *name);

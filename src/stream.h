@@ -386,6 +386,7 @@ typedef struct SdConsumer
 	SdHashNode	hnode;			/* registry_lock */
 	Oid			dboid;			/* immutable */
 	Oid			owner;			/* immutable */
+	SdDatabase *db;				/* immutable */
 	LWLock		reading;		/* whoever reads it or looks whether it can */
 	/* reading lock, or registry_lock exclusive; see ack.c */
 	struct SdOutstanding *outstanding;

@@ -331,7 +331,7 @@ get_parts(const SdSubscribe *what, SdDatabase *db, Parts *p)
 	{
 		bool		too_many;
 
-		p->consumer = registry_get_consumer(what->owner, what->consumer, &p->consumer_is_new,
+		p->consumer = registry_get_consumer(db, what->owner, what->consumer, &p->consumer_is_new,
 											&too_many);
 		if (p->consumer == NULL)
 			return too_many ? TOO_MANY_CONSUMERS : NO_MEMORY;

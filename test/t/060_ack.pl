@@ -99,6 +99,12 @@ sub outstanding
 	return $node->safe_psql('postgres', "SELECT DISTINCT batch FROM subdispatch.$function('g', ack => 0)");
 }
 
+sub metric
+{
+	my ($node, $name) = @_;
+	return $node->safe_psql('postgres', 'SELECT subdispatch.metrics()') =~ /^subdispatch_${name}\{[^}]*\} (\d+)$/m ? $1 : 'none';
+}
+
 sub memory_comes_back
 {
 	my $node = start_node('memory');
@@ -119,11 +125,14 @@ sub memory_comes_back
 		foreach my $how (sort keys %end)
 		{
 			my $batch = outstanding($node, $function);
+			is(metric($node, 'outstanding_batches'), 1, "metrics() counts a batch of $function");
+			is(metric($node, 'outstanding_responses'), $node->safe_psql('postgres', 'SELECT sum(outstanding) FROM subdispatch.consumers'), 'and its responses, as the view does');
 			cmp_ok(memory_in_use($node), '>', $before, "a batch of $function takes memory");
 			$end{$how}->($batch, $function);
 			# An open consumer is not nothing.
 			eventually("and gives it back when $how", sub { my $m = memory_in_use($node) // -1; return ($m <= $before + 1000, "$m, before $before") });
 			try_sql($node, "SELECT subdispatch.close_consumer('g')");
+			is(metric($node, 'outstanding_batches') . ' ' . metric($node, 'outstanding_responses'), '0 0', 'nothing is counted any more');
 		}
 	}
 	# What is dropped with its database is gone as well.
