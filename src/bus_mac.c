@@ -3,9 +3,9 @@
  * bus_mac.c
  *	  What makes an entry of a stream one of this group's: its MAC.
  *
- * HMAC-SHA-256 with subdispatch.bus_key over everything that the sender said.
- * Each part is preceded by its length, so that no two entries have the same
- * bytes.  What Redis adds cannot be in it, so who can write to Redis can give
+ * HMAC-SHA-256 with subdispatch.bus_key over everything that the sender said,
+ * and the stream that it was said on.  Each part is preceded by its length, so
+ * that no two entries have the same bytes.  What Redis adds cannot be in it, so who can write to Redis can give
  * entries other ids, leave some out and send some again; redis_read.c tells
  * what of that is noticed.
  *
@@ -20,7 +20,7 @@
 #include "port/pg_bswap.h"
 #include "utils/resowner.h"
 
-#define CONTEXT		"subdispatch bus 1"
+#define CONTEXT		"subdispatch bus 2"
 
 static bool
 add(pg_hmac_ctx *ctx, const void *data, Size len)
@@ -29,13 +29,6 @@ add(pg_hmac_ctx *ctx, const void *data, Size len)
 
 	return pg_hmac_update(ctx, (const uint8 *) &n, sizeof(n)) == 0 &&
 		pg_hmac_update(ctx, data, len) == 0;
-}
-
-static bool
-add_number(pg_hmac_ctx *ctx, uint64 number)
-{
-	number = pg_hton64(number);
-	return add(ctx, &number, sizeof(number));
 }
 
 static void
@@ -77,7 +70,7 @@ context(void)
 }
 
 void
-bus_mac(const BusEntry *entry, const char *stream, const char *key, char *hex)
+bus_mac(BusBytes batch, const char *stream, const char *key, char *hex)
 {
 	pg_hmac_ctx *ctx = context();
 	uint8		mac[PG_SHA256_DIGEST_LENGTH];
@@ -88,15 +81,10 @@ bus_mac(const BusEntry *entry, const char *stream, const char *key, char *hex)
 		ok = pg_hmac_init(ctx, (const uint8 *) key, strlen(key)) == 0 &&
 			add(ctx, CONTEXT, strlen(CONTEXT)) &&
 			add(ctx, stream, strlen(stream)) &&
-			add(ctx, entry->sender.data, entry->sender.len) &&
-			add_number(ctx, entry->number) &&
-			add_number(ctx, (uint64) entry->sent_at) &&
-			add(ctx, &entry->kind, 1) &&
-			add(ctx, entry->channel.data, entry->channel.len) &&
-			add(ctx, entry->text.data, entry->text.len) &&
+			add(ctx, batch.data, batch.len) &&
 			pg_hmac_final(ctx, mac, sizeof(mac)) == 0;
 	if (!ok)
-		elog(ERROR, "could not compute the MAC of an event");
+		elog(ERROR, "could not compute the MAC of an entry");
 	to_hex(mac, sizeof(mac), hex);
 }
 

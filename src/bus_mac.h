@@ -20,26 +20,10 @@ typedef struct BusBytes
 } BusBytes;
 
 /*
- * An entry, without what Redis adds: its id and that of the one before.
- */
-typedef struct BusEntry
-{
-	BusBytes	sender;			/* SD_SENDER_LEN hexadecimal digits */
-	uint64		number;			/* of the sender's */
-	int64		sent_at;		/* us of the Unix epoch */
-	char		kind;			/* BUS_EVENT or BUS_GAP */
-	BusBytes	channel;
-	BusBytes	text;
-} BusEntry;
-
-#define BUS_EVENT		'e'		/* text: the event */
-#define BUS_GAP			'g'		/* events are missing: text tells on which channels */
-
-/*
  * Writes BUS_MAC_HEX digits and a NUL byte.  The stream's key is part of what
  * is authenticated.  Raises an error if it can't be computed.
  */
-extern void bus_mac(const BusEntry *entry, const char *stream, const char *key, char *hex);
+extern void bus_mac(BusBytes batch, const char *stream, const char *key, char *hex);
 
 /* In a time that does not depend on where they differ. */
 extern bool bus_mac_equal(const char *a, const char *b);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * redis_entry.c
- *	  One entry of the stream in Redis: its fields, its MAC, its event.
+ *	  An entry of the stream in Redis: its fields, its MAC, its events.
  *
  * Anybody who can write to Redis can have put it there, so nothing is taken for
  * granted before the MAC was compared.  Even then what it says must make sense
@@ -14,30 +14,15 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
+
+#include "bus_own.h"
 #include "event_wire.h"
 #include "grants.h"
 #include "redis_bus.h"
 #include "redis_entry.h"
 
 /* ---- the parts of an entry ---- */
-
-/* All of a string of digits; false for anything else. */
-bool
-entry_number(const char *s, Size len, uint64 *value)
-{
-	uint64		n = 0;
-
-	if (len == 0 || len > 18)
-		return false;
-	for (Size i = 0; i < len; i++)
-	{
-		if (s[i] < '0' || s[i] > '9')
-			return false;
-		n = n * 10 + (uint64) (s[i] - '0');
-	}
-	*value = n;
-	return true;
-}
 
 /* "<id>-0"; both halves are found even if it is no id of ours. */
 static bool
@@ -54,10 +39,10 @@ parse_id(const redisReply *reply, uint64 *id, uint64 *part)
 		return false;
 	*part = strtou64(dash + 1, NULL, 10);
 	return strcmp(dash, "-0") == 0 &&
-		entry_number(reply->str, (Size) (dash - reply->str), id);
+		bus_number(reply->str, (Size) (dash - reply->str), id);
 }
 
-static const char *const field_names = "psntkcem";
+static const char *const field_names = "pbm";
 
 /* The fields' values, in the order of field_names; false if they are not so. */
 static bool
@@ -81,34 +66,29 @@ parse_fields(const redisReply *reply, BusBytes *values)
 	return true;
 }
 
-/* NULL if all is well, or what is wrong. */
+/* NULL if all is well, or what is wrong.  The item gets what all have in common. */
 static const char *
-parse_entry(const redisReply *reply, Item *item)
+parse_entry(const redisReply *reply, BatchReader *batch, uint64 after, Item *item)
 {
-	BusEntry   *entry = &item->entry;
-	BusBytes	values[8];
-	uint64		sent_at;
+	BusBytes	values[3];
 	char		mac[BUS_MAC_HEX + 1];
+	const char *why;
 
 	if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2)
 		return "it is no entry of a stream";
 	if (!parse_id(reply->element[0], &item->id, &item->part) || item->id == 0)
 		return "its id is none of an event";
 	if (!parse_fields(reply->element[1], values) ||
-		!entry_number(values[0].data, values[0].len, &item->prev) ||
-		!entry_number(values[2].data, values[2].len, &entry->number) ||
-		!entry_number(values[3].data, values[3].len, &sent_at) ||
-		values[1].len != SD_SENDER_LEN || values[4].len != 1 || values[7].len != BUS_MAC_HEX)
-		return "its fields are not those of an event";
-	entry->sender = values[1];
-	entry->sent_at = (int64) sent_at;
-	entry->kind = values[4].data[0];
-	entry->channel = values[5];
-	entry->text = values[6];
-	bus_mac(entry, bus_stream, subdispatch_bus_key, mac);
-	if (!bus_mac_equal(mac, values[7].data))
+		!bus_number(values[0].data, values[0].len, &item->prev) ||
+		values[2].len != BUS_MAC_HEX)
+		return "its fields are not those of events";
+	bus_mac(values[1], bus_stream, subdispatch_bus_key, mac);
+	if (!bus_mac_equal(mac, values[2].data))
 		return "it was not made with our subdispatch.bus_key";
-	return NULL;
+	why = batch_open(batch, values[1]);
+	if (why == NULL && (item->id < batch->count || item->id <= after))
+		why = "its id is none of its events";
+	return why;
 }
 
 /* ---- an event of it ---- */
@@ -140,6 +120,23 @@ wrong_with(const BusEntry *entry, const SdEvent *ev)
 	return NULL;
 }
 
+bool
+entry_is_own(const BusEntry *entry)
+{
+	return memcmp(entry->sender.data, bus_self()->sender, SD_SENDER_LEN) == 0;
+}
+
+/* As we have sent it, if we have and still know it; or made of its text. */
+static SdEvent *
+make_event(const BusEntry *entry, const char **why)
+{
+	SdEvent    *ev = NULL;
+
+	if (entry_is_own(entry))
+		ev = own_find(entry->number);
+	return ev ? ev : event_wire_in(entry->text.data, entry->text.len, true, why);
+}
+
 /* Whatever goes wrong costs this event only; *why then. */
 static SdEvent *
 event_of(const BusEntry *entry, const char **why)
@@ -151,7 +148,7 @@ event_of(const BusEntry *entry, const char **why)
 	PG_TRY();
 	{
 		const char *r = NULL;
-		SdEvent    *e = event_wire_in(entry->text.data, entry->text.len, true, &r);
+		SdEvent    *e = make_event(entry, &r);
 
 		if (e != NULL)
 			r = wrong_with(entry, e);
@@ -168,18 +165,11 @@ event_of(const BusEntry *entry, const char **why)
 	return ev;
 }
 
-void
-entry_examine(const redisReply *reply, const ReplayPoint *point, Item *item)
+static void
+examine(Item *item, const ReplayPoint *point)
 {
 	bool		wanted;
 
-	memset(item, 0, sizeof(Item));
-	item->why = parse_entry(reply, item);
-	if (item->why != NULL)
-	{
-		item->verdict = ENTRY_BAD;
-		return;
-	}
 	if (item->entry.kind != BUS_EVENT)
 		return;
 	wanted = is_for_somebody(&item->entry);
@@ -197,4 +187,40 @@ entry_examine(const redisReply *reply, const ReplayPoint *point, Item *item)
 	item->pending = replay_state(point, &item->ev->commit) == REPLAY_PENDING;
 	if (!wanted && !item->pending)
 		item->ev = NULL;
+}
+
+int
+entry_examine(const redisReply *reply, const ReplayPoint *point, uint64 after, Item *items)
+{
+	BatchReader batch;
+	Item		common = {0};
+	uint64		id;
+	int			n = 0;
+
+	common.why = parse_entry(reply, &batch, after, &common);
+	if (common.why != NULL)
+	{
+		common.verdict = ENTRY_BAD;
+		common.last = true;
+		items[0] = common;
+		return 1;
+	}
+	id = common.id - batch.count;
+	for (uint32 i = 0; i < batch.count; i++)
+	{
+		Item	   *item = &items[n];
+
+		*item = common;
+		item->id = ++id;
+		if (i > 0)
+			item->prev = id - 1;
+		item->last = i == batch.count - 1;
+		batch_next(&batch, &item->entry);
+		if (id <= after)
+			continue;
+		examine(item, point);
+		n++;
+		CHECK_FOR_INTERRUPTS();
+	}
+	return n;
 }

@@ -1,19 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * redis_entry.h
- *	  One entry of the stream in Redis, as it was read.
+ *	  An entry of the stream in Redis, as it was read: events.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef SD_REDIS_ENTRY_H
 #define SD_REDIS_ENTRY_H
 
-#include "bus_mac.h"
+#include "bus_batch.h"
 #include "event.h"
 #include "redis_conn.h"
 #include "replay.h"
 
-/* What is found out about an entry before it is linked. */
+/* What is found out about an event before it is linked. */
 typedef enum Verdict
 {
 	ENTRY_GOOD,
@@ -34,21 +34,27 @@ typedef struct Item
 	bool		unusable;		/* good, but we cannot make an event of it */
 	bool		pending;		/* its commit has not been replayed here */
 	bool		gap;			/* something before it is missing */
+	bool		last;			/* of its entry */
 } Item;
 
 /*
  * Finds out what an entry is worth by itself: is it ours, and if somebody here
- * subscribes to its channel, which event is it?  Whatever is wrong with it costs
- * this one only.  In the current memory context, and in a transaction; the
- * item points into the reply.
+ * subscribes to its events' channels, which events are they?  Whatever is wrong
+ * with one costs this one only.  In the current memory context, and in a
+ * transaction; the items point into the reply.
+ *
+ * Returns how many items it has written, at most BATCH_MAX_EVENTS: those of
+ * events with an id above "after", or a single one, ENTRY_BAD, for an entry that
+ * is none, or has no such events.
  *
  * What a replica has not replayed concerns also those who subscribe before that:
  * their queries cannot see it.  "point" tells what was replayed before; what is
  * replayed later counts as if it weren't.
  */
-extern void entry_examine(const redisReply *reply, const ReplayPoint *point, Item *item);
+extern int entry_examine(const redisReply *reply, const ReplayPoint *point, uint64 after,
+						 Item *items);
 
-/* All of a string of digits; false for anything else. */
-extern bool entry_number(const char *s, Size len, uint64 *value);
+/* Has this server sent it? */
+extern bool entry_is_own(const BusEntry *entry);
 
 #endif							/* SD_REDIS_ENTRY_H */

@@ -52,7 +52,7 @@ progress_set(SdBusProgress *progress, uint64 id, uint64 part)
 }
 
 /*
- * Moves past an entry: decides whether it is new, and whether anything before
+ * Moves past an event: decides whether it is new, and whether anything before
  * it is missing.
  */
 void

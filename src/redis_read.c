@@ -23,7 +23,7 @@
  * What stands before that is given up (replay.c); whether it has been replayed
  * is told by the last few of its entries.
  *
- * WHAT IS CHECKED, of each entry:
+ * WHAT IS CHECKED, of each entry (1) and of its events:
  *
  *	  1. The MAC.  Only who knows bus_key makes entries.
  *	  2. The sender's number.  One that is not above the sender's last was there
@@ -33,7 +33,7 @@
  *		 anybody.  SENT_TOLERANCE is for clocks that differ; what was sent within
  *		 it before we began may be played back to us, once, by who can write to
  *		 Redis and has removed the sender's number there.
- *	  3. Nothing is missing: the entry names the id of the one before it, and a
+ *	  3. Nothing is missing: the entry names the id of the event before it, and a
  *		 sender's numbers follow each other.  Otherwise the stream was trimmed
  *		 past our position, or Redis has lost what it had: all subscriptions of
  *		 the database are told that something is missing.
@@ -53,16 +53,19 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "bus_own.h"
 #include "redis_bus.h"
 #include "redis_entry.h"
 #include "redis_progress.h"
 #include "redis_script.h"
 
-#define READ_AT_ONCE		128 /* entries of a reply */
+#define READ_AT_ONCE		32	/* entries of a reply */
 #define OLDER_ENTRIES		32	/* that are looked at before a replica begins */
+#define LINK_AT_ONCE		(2 * BATCH_MAX_EVENTS)	/* events */
 #define BLOCK_MS			2000	/* that Redis waits for an entry */
 #define CHUNK_BYTES			(1024 * 1024)	/* of text, that are checked together */
 #define MEMORY_PATIENCE		SD_SECOND
+#define KEPT_BYTES			(512 * 1024)	/* of memory, for the next step */
 #define SENT_TOLERANCE		INT64CONST(600000000)	/* us */
 #define FUTURE_TOLERANCE	INT64CONST(86400000000) /* us; as the script has it */
 
@@ -71,10 +74,11 @@ RedisLink	read_link;
 static bool reading = false;	/* the stream's state was asked for and is known */
 static bool asked_older = false;	/* what a replica gives up */
 static redisReply *entries_reply = NULL;	/* the last reply to XREAD */
-static Size next_entry;			/* of its entries, the first not linked yet */
+static Size next_entry;			/* of its entries, the first not linked to its end */
 static bool no_room = false;
 static TimestampTz no_memory_since = 0; /* 0: it is not that */
-static MemoryContext read_context = NULL;
+static MemoryContext read_context = NULL;	/* reset after each step */
+static Item *items = NULL;		/* LINK_AT_ONCE of them */
 
 /* ---- gaps ---- */
 
@@ -152,11 +156,11 @@ settle(const Item *item)
  * nor be interrupted.
  */
 static int
-link_items(Item *items, int n)
+link_items(Item *from, int n)
 {
 	static SdBusProgress ahead;
 	SdBus	   *bus = bus_self();
-	SdNumbered	numbered[READ_AT_ONCE] = {{0}};
+	static SdNumbered numbered[LINK_AT_ONCE];
 	uint32		nnumbered = 0;
 	uint32		nlinked;
 	int			done = 0;
@@ -166,21 +170,21 @@ link_items(Item *items, int n)
 	ahead = bus->progress;
 	for (int i = 0; i < n; i++)
 	{
-		progress_advance(&ahead, &items[i]);
-		if (items[i].verdict != ENTRY_GOOD)
+		progress_advance(&ahead, &from[i]);
+		if (from[i].verdict != ENTRY_GOOD)
 			continue;
-		numbered[nnumbered].ev = items[i].ev;
-		numbered[nnumbered].pending = items[i].pending;
-		numbered[nnumbered++].id = items[i].id;
+		numbered[nnumbered++] = (SdNumbered) {
+			.ev = from[i].ev, .id = from[i].id, .pending = from[i].pending
+		};
 	}
 	nlinked = publish_numbered(bus_db, numbered, nnumbered);
 	nnumbered = 0;
 	while (done < n)
 	{
-		if (items[done].verdict == ENTRY_GOOD && nnumbered++ == nlinked)
+		if (from[done].verdict == ENTRY_GOOD && nnumbered++ == nlinked)
 			break;
-		progress_advance(&bus->progress, &items[done]);
-		settle(&items[done]);
+		progress_advance(&bus->progress, &from[done]);
+		settle(&from[done]);
 		done++;
 	}
 	RESUME_INTERRUPTS();
@@ -215,11 +219,11 @@ complain(const Item *item)
 {
 	if (item->verdict == ENTRY_REPEATED)
 		bus_complain("an entry of the stream in Redis was passed over",
-					 psprintf("Entry " UINT64_FORMAT "-0: it was sent before.", item->id));
+					 psprintf("Event " UINT64_FORMAT ": it was sent before.", item->id));
 	else if (item->why != NULL)
 		bus_complain(item->verdict == ENTRY_BAD ? "an entry of the stream in Redis was passed over" :
 					 "an event of another server cannot be read; its channel's subscriptions are told that something is missing",
-					 psprintf("Entry " UINT64_FORMAT "-0: %s.", item->id, item->why));
+					 psprintf("%s " UINT64_FORMAT ": %s.", item->verdict == ENTRY_BAD ? "Entry" : "Event", item->id, item->why));
 }
 
 /* ---- the reply to XREAD ---- */
@@ -248,10 +252,10 @@ entry_size(const redisReply *entry)
 	if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2)
 		return 0;
 	fields = entry->element[1];
-	if (fields->type != REDIS_REPLY_ARRAY || fields->elements != 16 ||
-		fields->element[13]->type != REDIS_REPLY_STRING)
+	if (fields->type != REDIS_REPLY_ARRAY || fields->elements < 4 ||
+		fields->element[3]->type != REDIS_REPLY_STRING)
 		return 0;
-	return fields->element[13]->len;
+	return fields->element[3]->len;
 }
 
 static void
@@ -266,10 +270,10 @@ forget_entries(void)
 /*
  * An id that is more than a day ahead of time is none of the script's: nothing
  * that comes after it can be.  To go past it would be to miss what comes when
- * the stream has been put right.  Returns how many entries stand before it.
+ * the stream has been put right.  Returns how many items stand before it.
  */
 static int
-up_to_future(const Item *items, int n)
+up_to_future(int n)
 {
 	uint64		limit = (uint64) (bus_now() + FUTURE_TOLERANCE);
 
@@ -296,27 +300,27 @@ link_some(void)
 	redisReply *entries = entries_of(entries_reply);
 	MemoryContext old = CurrentMemoryContext;
 	ReplayPoint point;
-	Item	   *items;
 	Size		bytes = 0;
+	Size		at = next_entry;
 	int			n = 0;
 	int			done;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	MemoryContextSwitchTo(read_context);
-	items = palloc(sizeof(Item) * READ_AT_ONCE);
 	/* before anybody is looked for who subscribes; see entry_examine() */
 	replay_look(&point);
 	pg_memory_barrier();
-	while (next_entry + n < entries->elements && (n == 0 || bytes < CHUNK_BYTES))
+	while (at < entries->elements && n <= LINK_AT_ONCE - BATCH_MAX_EVENTS &&
+		   (n == 0 || bytes < CHUNK_BYTES))
 	{
-		const redisReply *entry = entries->element[next_entry + n];
+		const redisReply *entry = entries->element[at++];
 
-		entry_examine(entry, &point, &items[n++]);
+		n += entry_examine(entry, &point, bus_self()->progress.position, items + n);
 		bytes += entry_size(entry);
 		CHECK_FOR_INTERRUPTS();
 	}
-	n = up_to_future(items, n);
+	n = up_to_future(n);
 	done = link_items(items, n);
 	/* once it was short for long, it is so for all until one finds room again */
 	while (memory_stays_short(done < n))
@@ -325,12 +329,16 @@ link_some(void)
 		done += link_items(items + done, n - done);
 	}
 	for (int i = 0; i < done; i++)
+	{
 		complain(&items[i]);
+		next_entry += items[i].last ? 1 : 0;
+		if (items[i].verdict == ENTRY_GOOD && entry_is_own(&items[i].entry))
+			own_forget(items[i].entry.number);
+	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(read_context);
 
-	next_entry += done;
 	no_room = done < n;
 	if (n == 0)
 		refuse_future();
@@ -392,7 +400,8 @@ ask_older(void)
 	conn_begin(conn, 6);
 	conn_arg_string(conn, "XREVRANGE");
 	conn_arg_string(conn, bus_stream);
-	conn_arg_uint64(conn, bus_self()->progress.position);
+	/* the id of an entry is that of its last event */
+	conn_arg_uint64(conn, bus_self()->progress.position + BATCH_MAX_EVENTS - 1);
 	conn_arg_string(conn, "-");
 	conn_arg_string(conn, "COUNT");
 	conn_arg_uint64(conn, OLDER_ENTRIES);
@@ -438,7 +447,7 @@ begin_at_end(const redisReply *reply, uint64 prev, uint64 now)
 		if (progress->senders[SD_BUS_SENDERS - 1].name[0] != '\0')
 			break;
 		sender = progress_add_sender(progress, name->str);
-		(void) entry_number(number->str, number->len, &sender->number);
+		(void) bus_number(number->str, number->len, &sender->number);
 	}
 }
 
@@ -498,11 +507,12 @@ take_older(const redisReply *reply)
 	replay_look(&point);
 	for (size_t i = 0; i < reply->elements; i++)
 	{
-		Item		item;
+		int			n = entry_examine(reply->element[i], &point, 0, items);
 
-		entry_examine(reply->element[i], &point, &item);
-		if (item.pending)
-			replay_give_up(bus_db, &point, &item.ev->commit);
+		/* we may begin in the middle of an entry */
+		for (int k = 0; k < n; k++)
+			if (items[k].pending && items[k].id <= bus_self()->progress.position)
+				replay_give_up(bus_db, &point, &items[k].ev->commit);
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
@@ -524,8 +534,8 @@ take_hello(const redisReply *reply)
 		reply->element[0]->type != REDIS_REPLY_STRING ||
 		reply->element[1]->type != REDIS_REPLY_STRING ||
 		reply->element[2]->type != REDIS_REPLY_STRING ||
-		!entry_number(reply->element[2]->str, reply->element[2]->len, &now) ||
-		!entry_number(reply->element[0]->str, reply->element[0]->len, &prev) || now == 0)
+		!bus_number(reply->element[2]->str, reply->element[2]->len, &now) ||
+		!bus_number(reply->element[0]->str, reply->element[0]->len, &prev) || now == 0)
 		return false;
 	/* ids that we give go on above these */
 	if (Max(prev, now) > (uint64) (bus_now() + FUTURE_TOLERANCE))
@@ -562,8 +572,11 @@ void
 read_init(void)
 {
 	link_init(&read_link);
+	/* what is kept when it is reset is enough for small events */
 	read_context = AllocSetContextCreate(TopMemoryContext, "subdispatch entries",
-										 ALLOCSET_DEFAULT_SIZES);
+										 KEPT_BYTES, ALLOCSET_DEFAULT_INITSIZE,
+										 ALLOCSET_DEFAULT_MAXSIZE);
+	items = MemoryContextAlloc(TopMemoryContext, sizeof(Item) * LINK_AT_ONCE);
 	forget_connection();
 }
 

@@ -13,7 +13,6 @@ extern const char *const script_send;
 /* What a reader must know before it reads. */
 extern const char *const script_hello;
 
-/* Arguments of script_send for each event. */
-#define SCRIPT_EVENT_ARGS	5
+#define SCRIPT_SEND_ARGS	8
 
 #endif							/* SD_REDIS_SCRIPT_H */

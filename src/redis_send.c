@@ -8,11 +8,14 @@
  * a gap as long as the server is up.  They stay in hand until Redis has
  * acknowledged them, so they survive a broken connection and this process.
  *
- * A batch is what one call of script_send adds.  A few are under way at a time,
- * so that Redis and this process both have work; they are acknowledged in their
- * order.  When anything fails the connection is given up, and the next one
- * begins with the first event that was not acknowledged: the script knows the
- * last number that it has and passes over those that had arrived.
+ * A batch is what one call of script_send adds: an entry of the stream.  While
+ * one is under way no small one is sent: what comes meanwhile goes together, as
+ * commits share a flush.  Of large ones a few are under way at a time, so that
+ * Redis and this process both have work; they are acknowledged in their order.
+ * When anything fails the connection is given up, and the next one begins with
+ * the first event that was not acknowledged.  The script tells the last number
+ * that it has: where that is another one than expected (events had arrived that
+ * were not acknowledged) sending begins anew behind it.
  *
  * GAPS.  Committed events that found no room in the queue were noted by the
  * hash of their channel (redis_lose()).  They are told to all servers by an
@@ -30,14 +33,16 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "bus_mac.h"
+#include "bus_batch.h"
+#include "bus_own.h"
 #include "event_wire.h"
 #include "redis_bus.h"
 #include "redis_script.h"
 
 #define MAX_UNDER_WAY		4	/* batches */
-#define BATCH_EVENTS		256
 #define BATCH_BYTES			(256 * 1024)
+/* So many are worth a batch while another one is under way. */
+#define MANY_EVENTS			64
 /* No more is made while so much waits to be written. */
 #define ENOUGH_UNWRITTEN	(1024 * 1024)
 /* A larger text is not sent: Redis takes 512MB, if it was not told otherwise. */
@@ -68,6 +73,10 @@ static int	nasked = 0;
 static int	batches_under_way = 0;
 static char script_name[41] = "";	/* empty: not loaded on this connection */
 static uint64 next_number;		/* to be sent on this connection */
+static bool out_of_step = false;	/* Redis has another number: see take_reply() */
+
+static MemoryContext batch_context = NULL;	/* a batch that is made */
+static MemoryContext text_context = NULL;	/* an event of it */
 
 /* wait_dispatched() */
 static bool sync_wanted = false;
@@ -75,13 +84,6 @@ static bool sync_asked = false;
 static bool sync_known = false;
 static uint64 sync_number;		/* events below it are to be sent first */
 static uint64 sync_target;
-
-/* An entry of a batch that is being made. */
-typedef struct Made
-{
-	BusEntry	entry;
-	char		mac[BUS_MAC_HEX + 1];
-} Made;
 
 /* ---- numbers ---- */
 
@@ -109,15 +111,16 @@ numbers_end(void)
 	return end;
 }
 
-/* Is an event, or a gap's entry, with this number or a later one in hand? */
-static bool
+/* How many events, and entries of a gap, are in hand from this number on. */
+static uint64
 in_hand_from(uint64 number)
 {
 	dlist_head *inhand = &bus_place()->inhand;
+	uint64		last = bus_self()->marker_number;
 
-	return bus_self()->marker_number >= number ||
-		(!dlist_is_empty(inhand) &&
-		 block_last_number(dlist_tail_element(SdBlock, node, inhand)) >= number);
+	if (!dlist_is_empty(inhand))
+		last = Max(last, block_last_number(dlist_tail_element(SdBlock, node, inhand)));
+	return last >= number ? last - number + 1 : 0;
 }
 
 /* ---- gaps ---- */
@@ -196,57 +199,33 @@ text_of(const SdBlock *block, const SdEvent *ev, Size *len)
 	return text;
 }
 
+/* The text is made in a context of its own, which is empty again afterwards. */
 static void
-finish_entry(Made *made, uint64 number)
+add_event(BatchWriter *batch, const SdBlock *block, const SdEvent *ev)
 {
-	BusEntry   *entry = &made->entry;
+	uint64		number = batch->number + batch->count;
+	MemoryContext old = MemoryContextSwitchTo(text_context);
+	BusBytes	channel = {EVENT_CHANNEL(ev), ev->channel_len};
+	BusBytes	text;
 
-	entry->sender.data = bus_self()->sender;
-	entry->sender.len = SD_SENDER_LEN;
-	entry->number = number;
-	entry->sent_at = bus_now();
-	bus_mac(entry, bus_stream, subdispatch_bus_key, made->mac);
-}
-
-static void
-make_event(Made *made, const SdBlock *block, const SdEvent *ev, uint64 number)
-{
-	BusEntry   *entry = &made->entry;
-	Size		len;
-	char	   *text = text_of(block, ev, &len);
-
-	entry->channel.data = EVENT_CHANNEL(ev);
-	entry->channel.len = ev->channel_len;
-	entry->kind = text ? BUS_EVENT : BUS_GAP;
-	entry->text.data = text;
-	entry->text.len = len;
-	if (text == NULL)
-		entry->text = gap_text_of(ev);
-	finish_entry(made, number);
-}
-
-static void
-make_marker(Made *made)
-{
-	BusEntry   *entry = &made->entry;
-
-	entry->channel.data = "";
-	entry->channel.len = 0;
-	entry->kind = BUS_GAP;
-	entry->text = gap_text(bus_self()->marker);
-	finish_entry(made, bus_self()->marker_number);
+	text.data = text_of(block, ev, &text.len);
+	if (text.data != NULL)
+		batch_add(batch, BUS_EVENT, channel, text);
+	else
+		batch_add(batch, BUS_GAP, channel, gap_text_of(ev));
+	own_keep(number, text.data ? ev : NULL, &block->commit);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(text_context);
 }
 
 /*
- * Makes entries from number "next" on, in a row; returns how many.  In a
- * transaction, since a row image may need the catalog.
+ * Adds what comes from number "next" on, in a row.  In a transaction, since a
+ * row image may need the catalog.
  */
-static int
-make_batch(Made *made, uint64 next)
+static void
+fill_batch(BatchWriter *batch, uint64 next)
 {
 	dlist_iter	iter;
-	Size		bytes = 0;
-	int			n = 0;
 
 	/* only we change the list and its blocks */
 	dlist_foreach(iter, &bus_place()->inhand)
@@ -262,17 +241,17 @@ make_batch(Made *made, uint64 next)
 		{
 			if (block_first_number(block) + i < next)
 				continue;
-			if (n == BATCH_EVENTS || bytes > BATCH_BYTES)
-				return n;
-			make_event(&made[n], block, ev, next);
-			bytes += made[n].entry.text.len;
-			n++;
+			if (batch->count == BATCH_MAX_EVENTS || batch->events.len > BATCH_BYTES)
+				return;
+			add_event(batch, block, ev);
 			next++;
 		}
 	}
-	if (n == 0 && bus_self()->marker_number == next)
-		make_marker(&made[n++]);
-	return n;
+	if (batch->count == 0 && bus_self()->marker_number == next)
+	{
+		batch_add(batch, BUS_GAP, (BusBytes) {"", 0}, gap_text(bus_self()->marker));
+		own_keep(next, NULL, NULL);
+	}
 }
 
 /* ---- commands ---- */
@@ -287,11 +266,15 @@ ask(AskedFor what, uint64 last)
 }
 
 static void
-write_batch(const Made *made, int n, uint64 floor)
+write_batch(BatchWriter *batch, uint64 floor)
 {
 	RedisConn  *conn = &send_link.conn;
+	BusBytes	text = batch_finish(batch, bus_self()->sender, bus_now());
+	uint64		last = batch->number + batch->count - 1;
+	char		mac[BUS_MAC_HEX + 1];
 
-	conn_begin(conn, 9 + n * SCRIPT_EVENT_ARGS);
+	bus_mac(text, bus_stream, subdispatch_bus_key, mac);
+	conn_begin(conn, 5 + SCRIPT_SEND_ARGS);
 	conn_arg_string(conn, "EVALSHA");
 	conn_arg_string(conn, script_name);
 	conn_arg_string(conn, "2");
@@ -300,19 +283,14 @@ write_batch(const Made *made, int n, uint64 floor)
 	conn_arg_string(conn, bus_self()->sender);
 	conn_arg_uint64(conn, floor);
 	conn_arg_uint64(conn, (uint64) subdispatch_redis_max_length);
-	conn_arg_uint64(conn, made[0].entry.number);
-	for (int i = 0; i < n; i++)
-	{
-		const BusEntry *entry = &made[i].entry;
-
-		conn_arg_uint64(conn, (uint64) entry->sent_at);
-		conn_arg(conn, &entry->kind, 1);
-		conn_arg(conn, entry->channel.data, entry->channel.len);
-		conn_arg(conn, entry->text.data, entry->text.len);
-		conn_arg(conn, made[i].mac, BUS_MAC_HEX);
-	}
-	ask(ASKED_BATCH, made[n - 1].entry.number);
+	conn_arg_uint64(conn, batch->number);
+	conn_arg_uint64(conn, bus_self()->acknowledged);
+	conn_arg_uint64(conn, batch->count);
+	conn_arg(conn, text.data, text.len);
+	conn_arg(conn, mac, BUS_MAC_HEX);
+	ask(ASKED_BATCH, last);
 	batches_under_way++;
+	next_number = last + 1;
 }
 
 /* Ids must rise above those that were given here already. */
@@ -327,29 +305,38 @@ id_floor(void)
 	return last + 1;
 }
 
-/* Sends a batch if there are events for one; false if there are none. */
+/* Is what there is to be sent worth a batch now? */
+static bool
+is_worth_sending(void)
+{
+	uint64		n = in_hand_from(next_number);
+
+	if (batches_under_way == 0)
+		return n > 0;
+	/* each of those under way has about BATCH_BYTES at most */
+	return n >= MANY_EVENTS ||
+		(n > 0 && pg_atomic_read_u64(&bus_place()->queue_bytes) >
+		 (uint64) BATCH_BYTES * (batches_under_way + 1));
+}
+
+/* False if there was nothing to be sent. */
 static bool
 send_batch(void)
 {
 	MemoryContext old = CurrentMemoryContext;
-	Made	   *made;
-	int			n;
-
-	if (!in_hand_from(next_number))
-		return false;
+	BatchWriter batch;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	made = palloc(sizeof(Made) * BATCH_EVENTS);
-	n = make_batch(made, next_number);
-	if (n > 0)
-	{
-		write_batch(made, n, id_floor());
-		next_number += n;
-	}
+	MemoryContextSwitchTo(batch_context);
+	batch_begin(&batch, next_number);
+	fill_batch(&batch, next_number);
+	if (batch.count > 0)
+		write_batch(&batch, id_floor());
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
-	return n > 0;
+	MemoryContextReset(batch_context);
+	return batch.count > 0;
 }
 
 static void
@@ -404,10 +391,35 @@ acknowledge(uint64 number)
 	stats_add(&bus_db->stats, SD_STAT_BUS_SENT, n);
 }
 
+/*
+ * The reply to a batch: the last number that Redis has.  A lower one than that
+ * of the batch: it was not added, nor is what is under way behind it.  A higher
+ * one: another connection of ours, given up before, got more across.
+ */
+static bool
+take_number(const Asked *to, uint64 number)
+{
+	if (number >= next_number && number >= numbers_end())
+		return false;
+	batches_under_way--;
+	acknowledge(Max(number, bus_self()->acknowledged));
+	next_number = Max(next_number, number + 1);
+	out_of_step = out_of_step || number < to->last;
+	if (out_of_step && batches_under_way == 0)
+	{
+		next_number = bus_self()->acknowledged + 1;
+		out_of_step = false;
+	}
+	link_succeeded(&send_link);
+	return true;
+}
+
 /* False if the reply is none to what was asked. */
 static bool
 take_reply(const Asked *to, const redisReply *reply)
 {
+	uint64		number;
+
 	switch (to->what)
 	{
 		case ASKED_SCRIPT:
@@ -415,16 +427,12 @@ take_reply(const Asked *to, const redisReply *reply)
 				return false;
 			memcpy(script_name, reply->str, sizeof(script_name) - 1);
 			/* with something to send it has to prove itself */
-			if (!in_hand_from(next_number))
+			if (in_hand_from(next_number) == 0)
 				link_succeeded(&send_link);
 			return true;
 		case ASKED_BATCH:
-			if (reply->type != REDIS_REPLY_STRING)
-				return false;
-			batches_under_way--;
-			acknowledge(to->last);
-			link_succeeded(&send_link);
-			return true;
+			return reply->type == REDIS_REPLY_STRING &&
+				bus_number(reply->str, reply->len, &number) && take_number(to, number);
 		case ASKED_SYNC:
 			if (reply->type == REDIS_REPLY_STRING)
 				sync_target = strtou64(reply->str, NULL, 10);
@@ -471,6 +479,7 @@ forget_connection(void)
 	batches_under_way = 0;
 	script_name[0] = '\0';
 	next_number = bus_self()->acknowledged + 1;
+	out_of_step = false;
 	sync_asked = sync_known = false;
 }
 
@@ -478,6 +487,11 @@ void
 send_init(void)
 {
 	link_init(&send_link);
+	/* what is kept when they are reset is enough for small events */
+	batch_context = AllocSetContextCreate(TopMemoryContext, "subdispatch batch", 2 * BATCH_BYTES,
+										  ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
+	own_init();
+	text_context = AllocSetContextCreate(TopMemoryContext, "subdispatch event", ALLOCSET_DEFAULT_SIZES);
 	forget_connection();
 }
 
@@ -485,6 +499,8 @@ void
 send_reset(void)
 {
 	link_reset(&send_link);
+	MemoryContextReset(batch_context);
+	MemoryContextReset(text_context);
 	forget_connection();
 }
 
@@ -518,8 +534,8 @@ send_turn(void)
 		load_script();
 	}
 	take_replies();
-	while (can_send() && batches_under_way < MAX_UNDER_WAY &&
-		   conn_unwritten(&send_link.conn) < ENOUGH_UNWRITTEN)
+	while (can_send() && !out_of_step && batches_under_way < MAX_UNDER_WAY &&
+		   conn_unwritten(&send_link.conn) < ENOUGH_UNWRITTEN && is_worth_sending())
 	{
 		if (!send_batch())
 			break;

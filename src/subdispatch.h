@@ -16,7 +16,7 @@
  *	  bus_redis.c     and through Redis: what publishers and others see of it;
  *	                  bus_worker.c (its process), redis_send.c and
  *	                  redis_read.c (its two sides), redis_entry.c,
- *				  redis_progress.c, bus_mac.c,
+ *	                  redis_progress.c, bus_batch.c, bus_mac.c, bus_own.c,
  *	                  redis_script.c, redis_link.c, redis_conn.c and
  *	                  redis_net.c (connections), redis_url.c
  *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping

@@ -17,7 +17,9 @@
  */
 #include "wire.h"
 
+#include <inttypes.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,139 +34,202 @@ static const char not_json[] = "it is not a JSON object as another server writes
 
 /* ---- writing ---- */
 
-static bool
-add_string(json_object *obj, const char *key, const char *s)
+/* A text that grows; "text" is NULL when there was no memory. */
+typedef struct Buffer
 {
-	return s == NULL || jsonc_add(obj, key, json_object_new_string(s));
-}
+	char	   *text;
+	size_t		len;
+	size_t		size;
+} Buffer;
 
-/* Takes over value. */
+/* Room for n bytes more, and a NUL. */
 static bool
-push(json_object *array, json_object *value)
+make_room(Buffer *buf, size_t n)
 {
-	if (value == NULL)
+	size_t		size = buf->size;
+	char	   *text;
+
+	if (buf->text == NULL)
 		return false;
-	if (json_object_array_add(array, value) == 0)
+	if (n < size - buf->len)
 		return true;
-	json_object_put(value);
-	return false;
+	while (n >= size - buf->len)
+		size *= 2;
+	text = realloc(buf->text, size);
+	if (text == NULL)
+		free(buf->text);
+	buf->text = text;
+	buf->size = size;
+	return text != NULL;
 }
 
-static json_object *
-column_object(const WireColumn *column)
+static void
+add_bytes(Buffer *buf, const char *bytes, size_t n)
 {
-	json_object *pair = json_object_new_array();
-
-	if (pair && push(pair, json_object_new_string(column->name)) &&
-		push(pair, json_object_new_string(column->type)))
-		return pair;
-	json_object_put(pair);
-	return NULL;
+	if (!make_room(buf, n))
+		return;
+	memcpy(buf->text + buf->len, bytes, n);
+	buf->len += n;
 }
 
-static bool
-add_columns(json_object *obj, const Wire *wire)
+static void
+add_literal(Buffer *buf, const char *s)
 {
-	json_object *array = json_object_new_array();
+	add_bytes(buf, s, strlen(s));
+}
 
-	if (!jsonc_add(obj, "columns", array))
-		return false;
+/* The letter that stands for the character behind a backslash, 'u' for \u00xx; or 0. */
+static char
+escape_of(unsigned char c)
+{
+	switch (c)
+	{
+		case '"':
+		case '\\':
+			return (char) c;
+		case '\b':
+			return 'b';
+		case '\f':
+			return 'f';
+		case '\n':
+			return 'n';
+		case '\r':
+			return 'r';
+		case '\t':
+			return 't';
+		default:
+			return c < ' ' ? 'u' : 0;
+	}
+}
+
+static void
+add_escaped(Buffer *buf, unsigned char c, char escape)
+{
+	static const char digits[] = "0123456789abcdef";
+	char		text[6] = {'\\', escape, '0', '0', digits[c >> 4], digits[c & 15]};
+
+	add_bytes(buf, text, escape == 'u' ? 6 : 2);
+}
+
+static void
+add_quoted(Buffer *buf, const char *s)
+{
+	const char *plain = s;
+
+	add_bytes(buf, "\"", 1);
+	for (; *s; s++)
+	{
+		char		escape = escape_of((unsigned char) *s);
+
+		if (escape == 0)
+			continue;
+		add_bytes(buf, plain, (size_t) (s - plain));
+		add_escaped(buf, (unsigned char) *s, escape);
+		plain = s + 1;
+	}
+	add_bytes(buf, plain, (size_t) (s - plain));
+	add_bytes(buf, "\"", 1);
+}
+
+/* key: with all that stands before the value. */
+static void
+add_string(Buffer *buf, const char *key, const char *s)
+{
+	if (s == NULL)
+		return;
+	add_literal(buf, key);
+	add_quoted(buf, s);
+}
+
+static void
+add_int(Buffer *buf, const char *key, int64_t value)
+{
+	char		digits[24];
+
+	add_literal(buf, key);
+	add_bytes(buf, digits, (size_t) snprintf(digits, sizeof(digits), "%" PRId64, value));
+}
+
+static void
+add_columns(Buffer *buf, const Wire *wire)
+{
+	add_literal(buf, ",\"columns\":[");
 	for (uint32_t i = 0; i < wire->ncolumns; i++)
-		if (!push(array, column_object(&wire->columns[i])))
-			return false;
-	return true;
+	{
+		add_string(buf, i == 0 ? "[" : ",[", wire->columns[i].name);
+		add_string(buf, ",", wire->columns[i].type);
+		add_literal(buf, "]");
+	}
+	add_literal(buf, "]");
 }
 
-static bool
-add_values(json_object *obj, const char *key, const char *const *values, uint32_t n)
+static void
+add_values(Buffer *buf, const char *key, const char *const *values, uint32_t n)
 {
-	json_object *array;
-
 	if (values == NULL)
-		return true;
-	array = json_object_new_array();
-	if (!jsonc_add(obj, key, array))
-		return false;
+		return;
+	add_literal(buf, key);
 	for (uint32_t i = 0; i < n; i++)
 	{
-		/* json-c has NULL for null */
+		if (i > 0)
+			add_literal(buf, ",");
 		if (values[i] == NULL)
-		{
-			if (json_object_array_add(array, NULL) != 0)
-				return false;
-		}
-		else if (!push(array, json_object_new_string(values[i])))
-			return false;
+			add_literal(buf, "null");
+		else
+			add_quoted(buf, values[i]);
 	}
-	return true;
+	add_literal(buf, "]");
 }
 
-static bool
-add_image(json_object *obj, const Wire *wire)
+static void
+add_image(Buffer *buf, const Wire *wire)
 {
-	return wire->op == NULL ||
-		(add_string(obj, "op", wire->op) &&
-		 add_string(obj, "schema", wire->schema) &&
-		 add_string(obj, "table", wire->table) &&
-		 add_columns(obj, wire) &&
-		 add_values(obj, "row", wire->row, wire->ncolumns) &&
-		 add_values(obj, "old", wire->old, wire->ncolumns));
+	if (wire->op == NULL)
+		return;
+	add_string(buf, ",\"op\":", wire->op);
+	add_string(buf, ",\"schema\":", wire->schema);
+	add_string(buf, ",\"table\":", wire->table);
+	add_columns(buf, wire);
+	add_values(buf, ",\"row\":[", wire->row, wire->ncolumns);
+	add_values(buf, ",\"old\":[", wire->old, wire->ncolumns);
 }
 
-static bool
-add_commit(json_object *obj, const Wire *wire)
+static void
+add_commit(Buffer *buf, const Wire *wire)
 {
-	return wire->lsn == NULL ||
-		(add_string(obj, "system", wire->system) &&
-		 jsonc_add(obj, "timeline", json_object_new_int64(wire->timeline)) &&
-		 add_string(obj, "lsn", wire->lsn));
-}
-
-static bool
-add_all(json_object *obj, const Wire *wire)
-{
-	return jsonc_add(obj, "subdispatch", json_object_new_int(VERSION)) &&
-		add_string(obj, "encoding", wire->encoding) &&
-		add_string(obj, "channel", wire->channel) &&
-		add_string(obj, "source", wire->source) &&
-		jsonc_add(obj, "timestamp", json_object_new_int64(wire->timestamp)) &&
-		add_string(obj, "event_type", wire->event_type) &&
-		add_string(obj, "correlation_id", wire->correlation_id) &&
-		add_string(obj, "federation_id", wire->federation_id) &&
-		add_commit(obj, wire) &&
-		add_image(obj, wire);
+	if (wire->lsn == NULL)
+		return;
+	add_string(buf, ",\"system\":", wire->system);
+	add_int(buf, ",\"timeline\":", wire->timeline);
+	add_string(buf, ",\"lsn\":", wire->lsn);
 }
 
 char *
 wire_format(const Wire *wire, size_t *len)
 {
-	json_object *obj = json_object_new_object();
-	char	   *text = NULL;
-	size_t		json_len;
-	const char *json;
+	Buffer		buf = {.size = 512 + wire->data_len};
 
-	if (obj && add_all(obj, wire) &&
-		(json = json_object_to_json_string_length(obj, JSON_C_TO_STRING_PLAIN |
-												  JSON_C_TO_STRING_NOSLASHESCAPE,
-												  &json_len)) != NULL &&
-		(text = malloc(json_len + strlen(DATA_KEY) + wire->data_len + 1)) != NULL)
+	buf.text = malloc(buf.size);
+	add_int(&buf, "{\"subdispatch\":", VERSION);
+	add_string(&buf, ",\"encoding\":", wire->encoding);
+	add_string(&buf, ",\"channel\":", wire->channel);
+	add_string(&buf, ",\"source\":", wire->source);
+	add_int(&buf, ",\"timestamp\":", wire->timestamp);
+	add_string(&buf, ",\"event_type\":", wire->event_type);
+	add_string(&buf, ",\"correlation_id\":", wire->correlation_id);
+	add_string(&buf, ",\"federation_id\":", wire->federation_id);
+	add_commit(&buf, wire);
+	add_image(&buf, wire);
+	if (wire->data)
 	{
-		memcpy(text, json, json_len);
-		*len = json_len;
-		if (wire->data)
-		{
-			/* in place of the closing brace */
-			*len -= 1;
-			memcpy(text + *len, DATA_KEY, strlen(DATA_KEY));
-			*len += strlen(DATA_KEY);
-			memcpy(text + *len, wire->data, wire->data_len);
-			*len += wire->data_len;
-			text[(*len)++] = '}';
-		}
-		text[*len] = '\0';
+		add_literal(&buf, DATA_KEY);
+		add_bytes(&buf, wire->data, wire->data_len);
 	}
-	json_object_put(obj);
-	return text;
+	add_literal(&buf, "}");
+	if (buf.text)
+		buf.text[buf.len] = '\0';
+	*len = buf.len;
+	return buf.text;
 }
 
 /* ---- reading ---- */

@@ -190,6 +190,23 @@ foreach my $name (sort keys %$got)
 	is((grep { $ids[$_] <= $ids[ $_ - 1 ] } 1 .. $#ids), 0, "forgetful: ids rise on $name");
 }
 
+# ---- Redis dies and comes back with what it had some time ago ----
+$redis->cli('SAVE');
+$_->safe_psql('postgres', "SELECT subdispatch.publish('c', to_jsonb('6-' || current_setting('port') || '-' || to_char(n, 'FM0000'))) FROM generate_series(1, 5) n") foreach @nodes;
+ok(dispatched($_), 'older data: what Redis will lose is dispatched on ' . $_->name) foreach @nodes;
+read_all($_) foreach @nodes;
+$redis->stop('KILL');
+$redis->start;
+$load = begin_load(20);
+$got = end_load($load, 'older data');
+check_order($got, 'older data');
+foreach my $name (sort keys %$got)
+{
+	is(join(' ', sort @{ $got->{$name}{names} }), join(' ', sort @{ $load->{events} }), "older data: all that came later is there on $name");
+	ok($got->{$name}{loss}, "older data: a loss is told on $name");
+}
+unlink glob("$redis->{dir}/*.rdb");
+
 # ---- the stream is trimmed past a position ----
 dispatched($_) foreach @nodes;
 read_all($_) foreach @nodes;

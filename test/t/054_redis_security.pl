@@ -31,20 +31,27 @@ sub entries
 	while (@lines)
 	{
 		my $id = shift @lines;
-		push @entries, [ $id, [ splice @lines, 0, 16 ] ];
+		push @entries, [ $id, [ splice @lines, 0, 6 ] ];
 	}
 	return @entries;
 }
 
 # ---- entries of others ----
-$a->safe_psql('postgres', "SELECT subdispatch.publish('c', to_jsonb(n)) FROM generate_series(1, 3) n");
+foreach my $n (1 .. 3)
+{
+	$a->safe_psql('postgres', "SELECT subdispatch.publish('c', '$n')");
+	dispatched($a);
+}
 is(results($a, 's'), '1 2 3', 'three events');
 dispatched($b);
 is(results($b, 's'), '1 2 3', 'on both servers');
 my @good = entries();
 is(scalar @good, 3, 'three entries');
 my %field = @{ $good[-1][1] };
-is(join(' ', sort keys %field), 'c e k m n p s t', 'with their fields');
+is(join(' ', sort keys %field), 'b m p', 'with their fields');
+my ($version, $sender, $number, $sent_at, $count, $event) = split / /, $field{b}, 6;
+is("$version $number $count", '2 3 1', 'the last one has one event, the third of its sender');
+like($event, qr/^e 1 \d+ c\{.*"data":3\}$/, 'on its channel');
 unlike(join(' ', %field), qr/s3cret|\Q$key\E/, 'and no secret');
 
 sub check_refused
@@ -69,17 +76,19 @@ sub with
 }
 
 check_refused('nonsense', 'bad_envelopes', '*', 'field', 'value');
-check_refused('no MAC', 'bad_envelopes', 'id', @{ $good[0][1] }[ 0 .. 13 ]);
-check_refused('another text', 'bad_envelopes', 'id', with($good[2], n => $field{n} + 1, e => $field{e} =~ s/"data":3/"data":4/r));
-check_refused('another number', 'bad_envelopes', 'id', with($good[2], n => $field{n} + 1));
-check_refused('another time', 'bad_envelopes', 'id', with($good[2], t => $field{t} + 1));
-check_refused('another sender', 'bad_envelopes', 'id', with($good[2], s => '0' x 32));
-check_refused('another channel', 'bad_envelopes', 'id', with($good[2], c => 'other'));
-check_refused('another kind', 'bad_envelopes', 'id', with($good[2], k => 'g'));
+check_refused('no MAC', 'bad_envelopes', 'id', @{ $good[0][1] }[ 0 .. 3 ]);
+check_refused('another text', 'bad_envelopes', 'id', with($good[2], b => $field{b} =~ s/"data":3/"data":4/r));
+check_refused('another number', 'bad_envelopes', 'id', with($good[2], b => $field{b} =~ s/^(\S+ \S+) 3 /$1 4 /r));
+check_refused('another time', 'bad_envelopes', 'id', with($good[2], b => $field{b} =~ s/ $sent_at / ($sent_at + 1) . ' '/er));
+check_refused('another sender', 'bad_envelopes', 'id', with($good[2], b => $field{b} =~ s/$sender/'0' x 32/er));
+check_refused('another channel', 'bad_envelopes', 'id', with($good[2], b => $field{b} =~ s/ c\{/ d{/r));
+check_refused('another kind', 'bad_envelopes', 'id', with($good[2], b => $field{b} =~ s/ e 1 / g 1 /r));
+check_refused('more events', 'bad_envelopes', 'id', with($good[2], b => ($field{b} =~ s/ 1 e 1 / 2 e 1 /r) . $event));
 check_refused('no MAC worth its name', 'bad_envelopes', 'id', with($good[2], m => '0' x 64));
 check_refused('sent again', 'bus_repeated', 'id', @{ $good[2][1] });
 check_refused('an older one sent again', 'bus_repeated', 'id', @{ $good[0][1] });
-check_refused('a huge number', 'bad_envelopes', 'id', with($good[2], n => '9' x 30));
+check_refused('a huge number', 'bad_envelopes', 'id', with($good[2], b => $field{b} =~ s/^(\S+ \S+) 3 /"$1 " . '9' x 30 . ' '/er));
+check_refused('a batch that is none', 'bad_envelopes', 'id', with($good[2], b => ''));
 check_refused('an id of Redis\'s own', 'bad_envelopes', '*', @{ $good[2][1] });
 like(slurp_file($b->logfile), qr/an entry of the stream in Redis was passed over/, 'the log tells');
 is(stat_of($b, 'bus_gaps'), '0', 'and nothing is told to be missing');
