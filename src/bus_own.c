@@ -26,8 +26,8 @@
 
 #include "bus_own.h"
 
-#define MAX_EVENTS		4096
-#define MAX_BYTES		((Size) 4 * 1024 * 1024)
+#define MAX_EVENTS		16384
+#define MAX_BYTES		((Size) 8 * 1024 * 1024)
 #define MAX_EVENT_BYTES	((Size) 64 * 1024)
 
 static MemoryContext context = NULL;
@@ -89,6 +89,12 @@ SdEvent *
 own_find(uint64 number)
 {
 	return number >= first && number < end ? *place_of(number) : NULL;
+}
+
+bool
+own_is_filling(void)
+{
+	return end - first > MAX_EVENTS / 4 || bytes > MAX_BYTES / 4;
 }
 
 void

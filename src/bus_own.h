@@ -16,6 +16,8 @@ extern void own_init(void);
 extern void own_keep(uint64 number, const SdEvent *ev, const SdPosition *commit);
 /* The event of this number, if it is still known.  Not to be changed or freed. */
 extern SdEvent *own_find(uint64 number);
+/* Do many wait to be read? */
+extern bool own_is_filling(void);
 /* It was read and linked, and those before it. */
 extern void own_forget(uint64 number);
 

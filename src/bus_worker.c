@@ -57,6 +57,7 @@
 #define LONGEST_WAIT		1000	/* ms */
 #define HELD_BACK_WAIT		1	/* ms; as in dispatcher.c */
 #define ROOM_WAIT			5	/* ms; room in a queue is not announced to us */
+#define READS				8	/* steps of reading in a turn */
 #define RETIRE_INTERVAL		SD_SECOND
 #define ERROR_WAIT			1000	/* ms, after an error */
 
@@ -448,7 +449,9 @@ turn(void)
 	begin_sync();
 	(void) bus_sequence(bus_db, SD_BUS_PLACE);
 	send_turn();
-	more = read_turn();
+	/* what comes in is to keep up with what goes out */
+	for (int i = 0; (more = read_turn()) && i < READS; i++)
+		handle_requests();
 	answer_sync();
 	if (send_is_up() && read_is_up())
 		report_connected();

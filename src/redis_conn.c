@@ -32,6 +32,7 @@
 #define MAX_ELEMENTS		100000	/* of an array in a reply */
 #define MAX_REPLY			((Size) 512 * 1024 * 1024)
 #define KEEP_OUT			(1024 * 1024)	/* a larger buffer is given back */
+#define KEEP_IN				(1024 * 1024)	/* likewise */
 
 /* ---- errors ---- */
 
@@ -152,6 +153,8 @@ make_reader(void)
 		reply_functions.createArray = create_bounded_array;
 	}
 	reader->fn = &reply_functions;
+	/* an empty buffer of this size is kept */
+	reader->maxbuf = KEEP_IN;
 	return reader;
 }
 

@@ -40,7 +40,8 @@
 #include "redis_script.h"
 
 #define MAX_UNDER_WAY		4	/* batches */
-#define BATCH_BYTES			(256 * 1024)
+/* as much as Redis writes to a reader at once */
+#define BATCH_BYTES			(64 * 1024)
 /* So many are worth a batch while another one is under way. */
 #define MANY_EVENTS			64
 /* No more is made while so much waits to be written. */
@@ -488,7 +489,7 @@ send_init(void)
 {
 	link_init(&send_link);
 	/* what is kept when they are reset is enough for small events */
-	batch_context = AllocSetContextCreate(TopMemoryContext, "subdispatch batch", 2 * BATCH_BYTES,
+	batch_context = AllocSetContextCreate(TopMemoryContext, "subdispatch batch", 8 * BATCH_BYTES,
 										  ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
 	own_init();
 	text_context = AllocSetContextCreate(TopMemoryContext, "subdispatch event", ALLOCSET_DEFAULT_SIZES);
@@ -520,6 +521,13 @@ send_is_up(void)
 	return can_send() && link_is_well(&send_link);
 }
 
+/* Reading is to keep up: what has been forgotten costs more to read. */
+static int
+max_under_way(void)
+{
+	return own_is_filling() ? 1 : MAX_UNDER_WAY;
+}
+
 void
 send_turn(void)
 {
@@ -534,7 +542,7 @@ send_turn(void)
 		load_script();
 	}
 	take_replies();
-	while (can_send() && !out_of_step && batches_under_way < MAX_UNDER_WAY &&
+	while (can_send() && !out_of_step && batches_under_way < max_under_way() &&
 		   conn_unwritten(&send_link.conn) < ENOUGH_UNWRITTEN && is_worth_sending())
 	{
 		if (!send_batch())
