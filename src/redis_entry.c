@@ -165,32 +165,8 @@ event_of(const BusEntry *entry, const char **why)
 	return ev;
 }
 
-static void
-examine(Item *item, const ReplayPoint *point)
-{
-	bool		wanted;
-
-	if (item->entry.kind != BUS_EVENT)
-		return;
-	wanted = is_for_somebody(&item->entry);
-	/* on a replica only the event itself tells whether it may come to be */
-	if (!wanted && !point->recovery)
-		return;
-	item->ev = event_of(&item->entry, &item->why);
-	item->unusable = item->ev == NULL && wanted;
-	if (item->ev == NULL)
-	{
-		if (!wanted)
-			item->why = NULL;
-		return;
-	}
-	item->pending = replay_state(point, &item->ev->commit) == REPLAY_PENDING;
-	if (!wanted && !item->pending)
-		item->ev = NULL;
-}
-
 int
-entry_examine(const redisReply *reply, const ReplayPoint *point, uint64 after, Item *items)
+entry_check(const redisReply *reply, uint64 after, Item *items)
 {
 	BatchReader batch;
 	Item		common = {0};
@@ -216,10 +192,51 @@ entry_examine(const redisReply *reply, const ReplayPoint *point, uint64 after, I
 			item->prev = id - 1;
 		item->last = i == batch.count - 1;
 		batch_next(&batch, &item->entry);
-		if (id <= after)
-			continue;
-		examine(item, point);
-		n++;
+		if (id > after)
+			n++;
+	}
+	return n;
+}
+
+void
+entry_read_event(Item *item)
+{
+	item->ev = event_of(&item->entry, &item->why);
+	item->unusable = item->ev == NULL;
+}
+
+static void
+examine(Item *item, const ReplayPoint *point)
+{
+	bool		wanted;
+
+	if (item->verdict == ENTRY_BAD || item->entry.kind != BUS_EVENT)
+		return;
+	wanted = is_for_somebody(&item->entry);
+	/* on a replica only the event itself tells whether it may come to be */
+	if (!wanted && !point->recovery)
+		return;
+	entry_read_event(item);
+	if (item->ev == NULL)
+	{
+		item->unusable = wanted;
+		if (!wanted)
+			item->why = NULL;
+		return;
+	}
+	item->pending = replay_state(point, &item->ev->commit) == REPLAY_PENDING;
+	if (!wanted && !item->pending)
+		item->ev = NULL;
+}
+
+int
+entry_examine(const redisReply *reply, const ReplayPoint *point, uint64 after, Item *items)
+{
+	int			n = entry_check(reply, after, items);
+
+	for (int i = 0; i < n; i++)
+	{
+		examine(&items[i], point);
 		CHECK_FOR_INTERRUPTS();
 	}
 	return n;

@@ -38,14 +38,25 @@ typedef struct Item
 } Item;
 
 /*
- * Finds out what an entry is worth by itself: is it ours, and if somebody here
- * subscribes to its events' channels, which events are they?  Whatever is wrong
- * with one costs this one only.  In the current memory context, and in a
- * transaction; the items point into the reply.
+ * Whose events are in an entry?  The items have all but the events, and point
+ * into the reply.
  *
  * Returns how many items it has written, at most BATCH_MAX_EVENTS: those of
  * events with an id above "after", or a single one, ENTRY_BAD, for an entry that
  * is none, or has no such events.
+ */
+extern int entry_check(const redisReply *reply, uint64 after, Item *items);
+
+/*
+ * Which event is it, an item of BUS_EVENT that is not bad?  Whatever is wrong
+ * with it costs this one only.  In the current memory context, and in a
+ * transaction; what this server has sent itself may point elsewhere, until the
+ * next own_forget().
+ */
+extern void entry_read_event(Item *item);
+
+/*
+ * Both, but of events only those that somebody here subscribes to.
  *
  * What a replica has not replayed concerns also those who subscribe before that:
  * their queries cannot see it.  "point" tells what was replayed before; what is

@@ -42,6 +42,9 @@ sub begin_load
 	} 1 .. 3;
 }
 
+# How many events ever came to Redis.
+sub sent_by_redis { return ($redis->cli('HGET', 'subdispatch:{postgres}:state', 'count') =~ /^(\d+) /)[0] // 0; }
+
 # What was read of a channel since the last call, and whether a loss was told.
 sub read_channel
 {
@@ -102,7 +105,7 @@ foreach my $change ([ 'memory', 'redis' ], [ 'redis', 'notify' ], [ 'notify', 'm
 	check($node, $name, 1800);
 	# what was published by Redis is on the other server, the same for both
 	dispatched($other);
-	my ($by_redis) = $redis->cli('XLEN', 'subdispatch:{postgres}:events') =~ /(\d+)/;
+	my $by_redis = sent_by_redis();
 	check($other, "$name, on the other server", $by_redis - $at_other);
 	$at_other = $by_redis;
 }
@@ -117,7 +120,7 @@ set_bus($node, 'memory');
 $node->safe_psql('postgres', "SELECT subdispatch.publish('c' || n % 4, to_jsonb('9.1 memory ' || to_char(n, 'FM000000'))) FROM generate_series(201, 300) n");
 poll_until($node, "SELECT sum(pending) FROM subdispatch.subscriptions WHERE id <> 'star'", 100, 'by memory it goes on without Redis');
 $redis->thaw;
-eventually('what waited for Redis is there', sub { my ($n) = $redis->cli('XLEN', 'subdispatch:{postgres}:events') =~ /(\d+)/; return ($n == $at_other + 200, $n) });
+eventually('what waited for Redis is there', sub { my $n = sent_by_redis(); return ($n == $at_other + 200, $n) });
 check($node, 'queued for Redis', 300);
 dispatched($other);
 check($other, 'queued for Redis, on the other server', 200);
