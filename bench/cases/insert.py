@@ -102,19 +102,28 @@ class Insert(Benchmark):
             os.unlink(old)
         with open(script, "w", encoding="ascii") as f:
             f.write(SCRIPT.format(table=table))
+        ended, before = self.server.ended_cpu_seconds(), self.server.cpu_seconds()
         process = self.server.start("/usr/bin/env", "pgbench", "-n", "-M", "prepared", "-c", CLIENTS, "-j", 2,
                                     "-T", max(1, round(self.seconds)), "-f", script, "-l", "--sampling-rate=0.1", "--log-prefix", prefix + "_log", env=env)
         output, _ = process.communicate()
         tps = re.search(r"^tps = ([0-9.]+)", output, re.M)
-        if process.returncode != 0 or not tps:
+        count = re.search(r"^number of transactions actually processed: ([0-9]+)", output, re.M)
+        if process.returncode != 0 or not tps or not count:
             raise BenchError(f"pgbench failed:\n{output}")
+        # pgbench has left before its backends
+        self.server.wait_until("SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'", "pgbench's backends end")
+        backend = self.server.ended_cpu_seconds() - ended
+        after = self.server.cpu_seconds()
+        others = sum(seconds - before[pid] for pid, seconds in after.items() if pid in before)
         latencies = []
         for log in glob.glob(prefix + "_log.*"):
             with open(log, encoding="ascii") as f:
                 latencies += [int(line.split()[2]) for line in f]
         latencies.sort()
+        commits = int(count.group(1))
         return {"tps": float(tps.group(1)), "p50": latencies[len(latencies) // 2] / 1000,
-                "p99": latencies[len(latencies) * 99 // 100] / 1000}
+                "p99": latencies[len(latencies) * 99 // 100] / 1000,
+                "backend": backend / commits * 1e6, "others": others / commits * 1e6}
 
     def targets(self, result):
         targets = []
