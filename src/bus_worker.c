@@ -59,6 +59,7 @@
 #define ROOM_WAIT			5	/* ms; room in a queue is not announced to us */
 #define READS				8	/* steps of reading in a turn */
 #define RETIRE_INTERVAL		SD_SECOND
+#define STATS_INTERVAL		SD_SECOND
 #define ERROR_WAIT			1000	/* ms, after an error */
 
 /* Of what is logged about entries: ten at once, then one every ten seconds. */
@@ -448,10 +449,10 @@ turn(void)
 	show_running();
 	begin_sync();
 	(void) bus_sequence(bus_db, SD_BUS_PLACE);
-	send_turn();
-	/* what comes in is to keep up with what goes out */
+	/* somebody waits for what comes, and it is to keep up with what goes */
 	for (int i = 0; (more = read_turn()) && i < READS; i++)
 		handle_requests();
+	send_turn();
 	answer_sync();
 	if (send_is_up() && read_is_up())
 		report_connected();
@@ -547,6 +548,19 @@ make_wait_set(const uint32 *interest, int *positions)
 	}
 }
 
+/* Of transactions and tables: not each time, as others have to be locked out. */
+static void
+report_stats(void)
+{
+	static TimestampTz next = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < next)
+		return;
+	next = now + STATS_INTERVAL;
+	pgstat_report_stat(true);
+}
+
 static void
 wait_for_work(void)
 {
@@ -557,7 +571,7 @@ wait_for_work(void)
 	interest[0] = wants(&send_link);
 	interest[1] = wants(&read_link);
 	make_wait_set(interest, positions);
-	pgstat_report_stat(true);
+	report_stats();
 	(void) WaitEventSetWait(wait_set, wait_time(), events, lengthof(events), PG_WAIT_EXTENSION);
 }
 
