@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "utils/memutils.h"
 
 #include "bus_own.h"
 #include "event_wire.h"
@@ -126,6 +127,33 @@ entry_is_own(const BusEntry *entry)
 	return memcmp(entry->sender.data, bus_self()->sender, SD_SENDER_LEN) == 0;
 }
 
+/*
+ * The event of a text.  What is needed besides it is much more than itself, so
+ * that lies where the memory is used again for the next one.
+ */
+static SdEvent *
+make_of_text(BusBytes text, const char **why)
+{
+	static MemoryContext scratch = NULL;
+	MemoryContext old = CurrentMemoryContext;
+	SdEvent    *ev;
+
+	if (scratch == NULL)
+		scratch = AllocSetContextCreate(TopMemoryContext, "subdispatch text of an event",
+										ALLOCSET_DEFAULT_SIZES);
+	/* also of one that an error ended */
+	MemoryContextReset(scratch);
+	MemoryContextSwitchTo(scratch);
+	ev = event_wire_in(text.data, text.len, true, why);
+	MemoryContextSwitchTo(old);
+	if (ev == NULL)
+	{
+		*why = pstrdup(*why);
+		return NULL;
+	}
+	return memcpy(MemoryContextAllocHuge(old, ev->size), ev, ev->size);
+}
+
 /* As we have sent it, if we have and still know it; or made of its text. */
 static SdEvent *
 make_event(const BusEntry *entry, const char **why)
@@ -134,7 +162,7 @@ make_event(const BusEntry *entry, const char **why)
 
 	if (entry_is_own(entry))
 		ev = own_find(entry->number);
-	return ev ? ev : event_wire_in(entry->text.data, entry->text.len, true, why);
+	return ev ? ev : make_of_text(entry->text, why);
 }
 
 /* Whatever goes wrong costs this event only; *why then. */
