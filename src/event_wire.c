@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * event_wire.c
- *	  An event between the servers of a group: what wire.c writes and reads, to
- *	  and from the form that events have in memory.
+ *	  An event between the servers of a group: what wire.c writes and wire_read.c
+ *	  reads, to and from the form that events have in memory.
  *
  * ENCODING.  A text is in the encoding of the database that it comes from,
  * whose name it tells, and nothing is converted: what is not pure ASCII is
@@ -15,7 +15,7 @@
  * ROW IMAGES.  Texts are made and read by image_text.c and image_received.c;
  * no type's code runs when an event is received.
  *
- * What json-c allocates is malloc'd, and freed whatever happens.
+ * What these allocate is malloc'd, and freed whatever happens.
  *
  * Takes no lock of ours.
  *
@@ -182,7 +182,7 @@ valid_text(const char *s, Size len)
 	return pg_verifymbstr(s, (int) len, true);
 }
 
-/* What json-c decoded can be other characters than the text had. */
+/* What was decoded can be other characters than the text had. */
 static bool
 valid_string(const char *s)
 {

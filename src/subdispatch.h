@@ -27,7 +27,8 @@
  *	                  dispatcher does for them, runners.c: how far each is)
  *	  event.c         an event as jsonb (event_image.c: row images;
  *	                  json_compose.c: objects from parts, and their text;
- *	                  event_wire.c: as text for other servers, wire.c: its form,
+ *	                  event_wire.c: as text for other servers, wire.c and
+ *	                  wire_read.c: its form,
  *	                  image_text.c: row images as texts)
  *	  audience.c      which streams an event concerns
  *	  dispatch_data.c what it says; of another server's row: image_received.c

@@ -6,7 +6,7 @@
  * One JSON object.  The event's data, where there is any, is its last member,
  * and is not read as JSON here, so that its numbers stay exact.  Row images are
  * texts, as types' output functions make them, beside the names and types of
- * their columns.  Pure C and json-c, no PostgreSQL header.
+ * their columns.  Pure C, no PostgreSQL header.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,6 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define WIRE_VERSION		1
+#define WIRE_DATA_KEY		",\"data\":"	/* what stands before the data */
 #define WIRE_MAX_COLUMNS	1664	/* MaxTupleAttributeNumber */
 
 typedef struct WireColumn
@@ -55,7 +57,7 @@ typedef struct Wire
 	const char *const *old;
 
 	/* wire_parse()'s own */
-	void	   *tree;
+	void	   *strings;
 	void	   *arrays;
 } Wire;
 

@@ -1,5 +1,5 @@
-/* Unit tests of src/wire.c. */
-/* uses: wire.c jsonc.c */
+/* Unit tests of src/wire.c and src/wire_read.c. */
+/* uses: wire.c wire_read.c */
 #include "wire.h"
 #include "tap.h"
 
@@ -209,6 +209,51 @@ test_refused(void)
 	refused(IMAGE ",\"columns\":[[\"a\",\"int\"]],\"row\":[null]}", "");
 }
 
+/* JSON as others write it. */
+static void
+test_json(void)
+{
+	static const char not_json[] = "it is not a JSON object as another server writes it";
+	static const char text[] = " { \"subdispatch\" :1,\n\"encoding\":\"UTF8\",\"channel\":\"a\",\"channel\":\"\\u00e9\\ud83D\\uDe00\\/\\u0041\","
+		"\"source\":\"change\",\"timestamp\":-9223372036854775808,\"x\":{\"y\":[-0.1e+5,true,{}],\"\":null},\"op\":\"INSERT\",\"schema\":\"s\","
+		"\"table\":\"t\",\"columns\":[ [ \"a\" , \"b\" ] ,[\"\\u0062\",\"\"]],\"row\" : [null , \"\\t\"]}";
+	char	   *copy;
+	Wire		wire;
+	const char *why = parse(text, strlen(text), &wire, &copy);
+
+	is_text(why ? why : "", "", "with spaces, escapes and more");
+	if (why == NULL)
+	{
+		is_text(wire.channel, "\xc3\xa9\xf0\x9f\x98\x80/A", "the last one of two members, decoded");
+		ok(wire.timestamp == INT64_MIN, "the lowest number");
+		ok(wire.ncolumns == 2 && strcmp(wire.columns[0].type, "b") == 0 &&
+		   strcmp(wire.columns[1].name, "b") == 0 && wire.columns[1].type[0] == '\0', "columns");
+		ok(wire.row && wire.row[0] == NULL && strcmp(wire.row[1], "\t") == 0 && wire.old == NULL, "values");
+		wire_free(&wire);
+	}
+	free(copy);
+
+	refused(HEAD ",\"x\":\"\\ud83d\",\"data\":1}", not_json);
+	refused(HEAD ",\"x\":\"\\ude00\",\"data\":1}", not_json);
+	refused(HEAD ",\"x\":\"\\ud83dab\",\"data\":1}", not_json);
+	refused(HEAD ",\"x\":\"\\u12g4\",\"data\":1}", not_json);
+	refused(HEAD ",\"x\":\"\\x\",\"data\":1}", not_json);
+	refused(HEAD ",\"x\":\"\n\",\"data\":1}", not_json);
+	refused(HEAD ",\"x\":01,\"data\":1}", not_json);
+	refused(HEAD ",\"x\":-,\"data\":1}", not_json);
+	refused(HEAD ",\"x\":1.,\"data\":1}", not_json);
+	refused(HEAD ",\"x\":1e,\"data\":1}", not_json);
+	refused(HEAD ",\"x\":nul,\"data\":1}", not_json);
+	refused(HEAD ",\"x\":[1,],\"data\":1}", not_json);
+	refused(HEAD ",\"x\":{\"a\"},\"data\":1}", not_json);
+	refused(HEAD ",\"x\":{1:1},\"data\":1}", not_json);
+	refused(HEAD ",\"x\",\"data\":1}", not_json);
+	refused(HEAD "},\"data\":1}", not_json);
+	refused(HEAD ",,\"data\":1}", not_json);
+	refused(HEAD ",\"op\":\"INSERT\"} ", not_json);
+	refused("{\"subdispatch\":1,\"timestamp\":9223372036854775808,\"data\":1}", "a member is missing, or has the wrong type");
+}
+
 static void
 test_too_many_columns(void)
 {
@@ -264,6 +309,7 @@ main(void)
 {
 	test_round_trips();
 	test_refused();
+	test_json();
 	test_too_many_columns();
 	test_damaged();
 	return done();
