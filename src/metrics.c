@@ -411,7 +411,7 @@ check_all(Health *health, SdDatabase *database)
 	check_bus(health, database);
 	if (health->wanted && health->running == 0)
 		problem(health, HEALTH_DOWN, "there are subscriptions and no dispatcher runs");
-	if (views_memory_used() > views_memory_size() / 100 * MEMORY_PROBLEM_PERCENT)
+	if (views_memory_used() + sd_reserve_bytes() > views_memory_size() / 100 * MEMORY_PROBLEM_PERCENT)
 		problem(health, HEALTH_DEGRADED, "shared memory is nearly used up: see subdispatch.shared_memory_size");
 }
 

@@ -10,10 +10,17 @@
  * area by sd_alloc(), which counts bytes by kind and never raises an error.
  * When the area is full it has history.c give up old events.
  *
+ * Subscriptions must not take all of it: nobody could publish then.  So a part
+ * of the area, the reserve, is allocated from the beginning, in pieces.  When
+ * an event or a response finds no room pieces are freed, and no subscription
+ * can be made unless all of them can be had again; responses likewise leave
+ * half of them to events.  (Counting bytes would not do: what has room depends
+ * on how the area is cut up.)
+ *
  * Pointers in shared structures are plain ones: see shmem.h.
  *
  * Locks: DSA's own, inside of sd_alloc() and sd_free(); inside of sd_alloc()
- * those of history.c.
+ * those of history.c; reserve_mutex, a spinlock, with no other inside.
  *
  *-------------------------------------------------------------------------
  */
@@ -49,6 +56,10 @@ static char *area_base = NULL;	/* what dsa_pointer 0 would point to */
 
 static shmem_request_hook_type prev_request_hook = NULL;
 static shmem_startup_hook_type prev_startup_hook = NULL;
+
+/* As large as DSA's superblocks, so that either can take the other's place. */
+#define PIECE_SIZE		(64 * 1024)
+#define RESERVE_SHARE	16		/* of the area, and not more than SD_RESERVE_PIECES */
 
 /* Stands before every allocation; keeps it MAXALIGNed. */
 typedef struct AllocHeader
@@ -118,6 +129,29 @@ make_hash(SdHash *table, char *at, int members)
 	return at + n * sizeof(SdHashNode *);
 }
 
+static dsa_pointer
+make_piece(dsa_area *from)
+{
+	return dsa_allocate_extended(from, PIECE_SIZE, DSA_ALLOC_NO_OOM | DSA_ALLOC_HUGE);
+}
+
+static void
+make_reserve(SdShared *shared, dsa_area *from)
+{
+	uint32		n = 0;
+
+	SpinLockInit(&shared->reserve_mutex);
+	while (n < Min(dsa_size() / RESERVE_SHARE / PIECE_SIZE, SD_RESERVE_PIECES))
+	{
+		shared->reserve[n] = make_piece(from);
+		if (!DsaPointerIsValid(shared->reserve[n]))
+			break;
+		n++;
+	}
+	shared->reserve_size = n;
+	pg_atomic_init_u32(&shared->nreserve, n);
+}
+
 static void
 make_locks(SdShared *shared)
 {
@@ -169,6 +203,7 @@ lay_out(SdShared *shared)
 	made = dsa_create_in_place(shared->dsa_place, dsa_size(), tranche_dsa, NULL);
 	dsa_pin(made);
 	dsa_set_size_limit(made, dsa_size());
+	make_reserve(shared, made);
 	dsa_detach(made);
 
 	database_init_all();
@@ -244,17 +279,99 @@ shmem_attach(void)
 		attach();
 }
 
+/* How much of the reserve a kind must leave as it is. */
+static uint32
+pieces_kept_from(SdMemKind kind)
+{
+	switch (kind)
+	{
+		case SD_MEM_SUBSCRIPTION:
+			return sd_shared->reserve_size;
+		case SD_MEM_RESPONSE:
+			return sd_shared->reserve_size / 2;
+		default:
+			return 0;
+	}
+}
+
+/* Frees a piece of the reserve for memory of the kind; false: it may not have one. */
+static bool
+take_from_reserve(SdMemKind kind)
+{
+	dsa_pointer piece = InvalidDsaPointer;
+	uint32		n;
+
+	SpinLockAcquire(&sd_shared->reserve_mutex);
+	n = pg_atomic_read_u32(&sd_shared->nreserve);
+	if (n > pieces_kept_from(kind))
+	{
+		piece = sd_shared->reserve[n - 1];
+		pg_atomic_write_u32(&sd_shared->nreserve, n - 1);
+	}
+	SpinLockRelease(&sd_shared->reserve_mutex);
+	if (!DsaPointerIsValid(piece))
+		return false;
+	dsa_free(area, piece);
+	return true;
+}
+
+/* False: it is not needed, somebody else was faster. */
+static bool
+put_into_reserve(dsa_pointer piece)
+{
+	uint32		n;
+
+	SpinLockAcquire(&sd_shared->reserve_mutex);
+	n = pg_atomic_read_u32(&sd_shared->nreserve);
+	if (n < sd_shared->reserve_size)
+	{
+		sd_shared->reserve[n] = piece;
+		pg_atomic_write_u32(&sd_shared->nreserve, n + 1);
+	}
+	SpinLockRelease(&sd_shared->reserve_mutex);
+	return n < sd_shared->reserve_size;
+}
+
+/*
+ * Is there what the kind must leave?  Puts back what is missing of it, as far
+ * as memory has become free.
+ */
+static bool
+reserve_is_left(SdMemKind kind)
+{
+	while (pg_atomic_read_u32(&sd_shared->nreserve) < pieces_kept_from(kind))
+	{
+		dsa_pointer piece;
+
+		do
+			piece = make_piece(area);
+		while (!DsaPointerIsValid(piece) && history_reclaim(PIECE_SIZE));
+		if (!DsaPointerIsValid(piece))
+			return false;
+		if (!put_into_reserve(piece))
+			dsa_free(area, piece);
+	}
+	return true;
+}
+
+uint64
+sd_reserve_bytes(void)
+{
+	return (uint64) sd_shared->reserve_size * PIECE_SIZE;
+}
+
 void *
 sd_alloc(SdMemKind kind, Size size)
 {
 	Size		total = sizeof(AllocHeader) + size;
-	dsa_pointer dp;
+	dsa_pointer dp = InvalidDsaPointer;
 	AllocHeader *h;
 
 	Assert(area != NULL);
-	do
-		dp = dsa_allocate_extended(area, total, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO | DSA_ALLOC_HUGE);
-	while (!DsaPointerIsValid(dp) && history_reclaim(total));
+	if (reserve_is_left(kind))
+		do
+			dp = dsa_allocate_extended(area, total, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO | DSA_ALLOC_HUGE);
+		while (!DsaPointerIsValid(dp) && (history_reclaim(total) || take_from_reserve(kind)));
 	if (!DsaPointerIsValid(dp))
 	{
 		pg_atomic_fetch_add_u64(&sd_shared->mem_failures, 1);
@@ -316,9 +433,10 @@ sd_out_of_shared_memory(void)
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
 			 errmsg("subdispatch is out of shared memory"),
-			 errdetail("%llu of %llu kB are in use.",
+			 errdetail("%llu of %llu kB are in use; %llu kB are kept for events, half of them for responses, too.",
 					   (unsigned long long) (used / 1024),
-					   (unsigned long long) subdispatch_shared_memory_size),
+					   (unsigned long long) subdispatch_shared_memory_size,
+					   (unsigned long long) (sd_reserve_bytes() / 1024)),
 			 errhint("Increase subdispatch.shared_memory_size.")));
 }
 

@@ -17,6 +17,8 @@
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
+#include "storage/spin.h"
+#include "utils/dsa.h"
 
 #include "database.h"
 #include "subdispatch.h"
@@ -54,14 +56,20 @@ typedef enum SdMemKind
 
 /*
  * sd_alloc returns MAXALIGNed, zeroed memory, or NULL when shared memory is
- * used up; it never raises an error, so it may be called under an LWLock and
- * after a commit.  What is kept for those who resume is given up before
- * that.  sd_free gives it back.  Bytes are counted per kind.
+ * used up for its kind; it never raises an error, so it may be called under an
+ * LWLock and after a commit.  What is kept for those who resume is given up
+ * before that.  sd_free gives it back.  Bytes are counted per kind.
  */
 extern void *sd_alloc(SdMemKind kind, Size size);
 extern void sd_free(void *ptr);
 extern void sd_count_as(void *ptr, SdMemKind kind);	/* from now on */
 extern void *sd_dup(SdMemKind kind, const void *src, Size size);
+
+/*
+ * What subscriptions leave to events and responses, when nothing was taken of
+ * it; responses leave half of it to events.
+ */
+extern uint64 sd_reserve_bytes(void);
 
 /* Raises 53200 with the setting to change.  Call it holding no lock. */
 extern void sd_out_of_shared_memory(void) pg_attribute_noreturn();
@@ -70,6 +78,7 @@ extern void sd_out_of_shared_memory(void) pg_attribute_noreturn();
 
 #define SD_ID_PARTITIONS	128 /* a power of two */
 #define SD_WAIT_POINTS		256
+#define SD_RESERVE_PIECES	256 /* at most */
 
 /*
  * A backend's place in the order of commits; see bus_memory.c.  Indexed by
@@ -122,6 +131,12 @@ typedef struct SdShared
 
 	pg_atomic_uint64 mem_used[SD_MEM_KINDS];	/* bytes */
 	pg_atomic_uint64 mem_failures;	/* allocations that found no room */
+
+	/* pieces of memory that are kept for events and responses */
+	uint32		reserve_size;	/* immutable */
+	slock_t		reserve_mutex;	/* guards what follows; nreserve's changes */
+	pg_atomic_uint32 nreserve;
+	dsa_pointer reserve[SD_RESERVE_PIECES];
 } SdShared;
 
 extern SdShared *sd_shared;		/* NULL unless preloaded */
