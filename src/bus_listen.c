@@ -56,6 +56,7 @@ static char *synced_setting = NULL; /* listen_channels as of the last sync */
 static int	synced_limit = 0;
 static bool refused_any = false;	/* for want of places, in the last sync */
 static bool any_of_replica = false; /* channels, in the last sync */
+static uint32 nfound = 0;		/* wanted and not listened to, in this sync */
 static char marker_channel[NAMEDATALEN];
 static bool marker_listened = false;
 static uint32 marker_sent = 0;
@@ -178,14 +179,21 @@ collect_wanted(SdWalk *walk, SdHashNode *node)
 	any_of_replica |= pg_atomic_read_u32(&channel->of_replica) != 0;
 }
 
+/* No more than can be had are collected: there may be very many. */
 static void
 emit_wanted(SdWalk *walk, void *r)
 {
 	WantedWalk *w = walk->arg;
 	Channel    *row = r;
+	bool		is_new = hash_search(listened, row->name, HASH_FIND, NULL) == NULL;
 
-	if (!notify_covers(row->name))
+	if ((is_new && row->lingers) || !notify_covers(row->name))
 		return;
+	if (is_new && nfound++ >= (uint32) subdispatch_max_listen_channels)
+	{
+		refused_any = true;
+		return;
+	}
 	((Channel *) hash_search(w->wanted, row->name, HASH_ENTER, NULL))->lingers = row->lingers;
 }
 
@@ -207,7 +215,9 @@ find_wanted(int dispatcher)
 	walk.collect = collect_wanted;
 	walk.emit = emit_wanted;
 	walk.arg = &w;
-	walk_run(&walk);
+	nfound = 0;
+	if (subdispatch_listen_channels && subdispatch_listen_channels[0] != '\0')
+		walk_run(&walk);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
 	return w.wanted;
@@ -393,12 +403,15 @@ sync_channels(SdDatabase *db, int dispatcher, uint32 request)
 	HTAB	   *wanted;
 	List	   *unlisten;
 	List	   *listen;
+	uint32		vacated = pg_atomic_read_u32(&disp->listen_vacated);
 
 	any_of_replica = false;
+	refused_any = false;
+	pg_atomic_write_u32(&disp->listen_full, vacated);
+	pg_memory_barrier();		/* whoever still saw it has changed the registry before */
 	wanted = find_wanted(dispatcher);
 	/* an earlier try may have ended by an error, with places claimed */
 	pg_atomic_write_u32(&disp->nlistening, (uint32) hash_get_num_entries(listened));
-	refused_any = false;
 	unlisten = plan_unlisten(db, disp, wanted);
 	listen = plan_listen(db, disp, wanted);
 	change_channels(unlisten, listen,
@@ -411,6 +424,8 @@ sync_channels(SdDatabase *db, int dispatcher, uint32 request)
 	if (list_length(unlisten) > list_length(listen))
 		wake_others(db, dispatcher);
 	pg_atomic_write_u32(&disp->listen_done, request);
+	if (refused_any && count_listening(db) >= (uint32) subdispatch_max_listen_channels)
+		pg_atomic_write_u32(&disp->listen_full, vacated + 1);
 	ConditionVariableBroadcast(&db->changed);
 	hash_destroy(wanted);
 }

@@ -66,6 +66,8 @@ init_dispatcher(SdDispatcher *disp)
 	pg_atomic_init_u32(&disp->marker_done, 0);
 	pg_atomic_init_u32(&disp->gap_requests, 0);
 	pg_atomic_init_u32(&disp->nlistening, 0);
+	pg_atomic_init_u32(&disp->listen_full, 0);
+	pg_atomic_init_u32(&disp->listen_vacated, 0);
 	dlist_init(&disp->history.blocks);
 	disp->history.pin = NULL;
 	disp->history.hint = NULL;

@@ -75,6 +75,14 @@ typedef struct SdDispatcher
 	pg_atomic_uint32 marker_done;
 	pg_atomic_uint32 nlistening;	/* channels LISTENed on */
 
+	/*
+	 * There are no places as long as "full" is "vacated" + 1: channels that are
+	 * not LISTENed on need not ask.  The dispatcher writes the one, and the
+	 * other rises when one that is begins to linger.
+	 */
+	pg_atomic_uint32 listen_full;
+	pg_atomic_uint32 listen_vacated;
+
 	/* rises when a channel's gaps were raised; see dispatch_gaps() */
 	pg_atomic_uint32 gap_requests;
 

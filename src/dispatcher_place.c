@@ -55,6 +55,7 @@ give_back_place(int code, Datum arg)
 		place_db->bus.has_position = false;
 	pg_atomic_write_u32(&disp->busy, 0);
 	pg_atomic_write_u32(&disp->nlistening, 0);
+	pg_atomic_write_u32(&disp->listen_full, pg_atomic_read_u32(&disp->listen_vacated));
 	pg_atomic_write_u32(&disp->state, SD_WORKER_NONE);
 	pg_atomic_write_u32(&disp->pid, 0);
 	pg_atomic_write_u32(&disp->procno, 0);

@@ -99,6 +99,9 @@ linger_begin(SdChannel *channel)
 	count(channel, 1);
 	channel->lingers_since = GetCurrentTimestamp();
 	channel->lingers_listened = pg_atomic_read_u32(&channel->listening) != 0;
+	/* Whoever asks next may have its place. */
+	if (channel->lingers_listened)
+		pg_atomic_fetch_add_u32(&db->dispatchers[channel->dispatcher].listen_vacated, 1);
 	dlist_push_tail(&db->lingering, &channel->linger_node);
 	db->lingering_bytes += bytes_of(channel);
 	sd_count_as(channel, SD_MEM_HISTORY);

@@ -355,10 +355,22 @@ channel_lookup(Oid dboid, const char *name, Size len, uint32 hash)
 	return (SdChannel *) sd_hash_find(&sd_shared->channels, hash, channel_match, &key);
 }
 
+/*
+ * The dispatcher looks through all channels then, so it isn't asked when it has
+ * said that it can't LISTEN on any more.  It takes that back before it looks
+ * again, so that it sees what was done here before, and looks again by itself
+ * when there are places.
+ */
 void
 registry_listen_anew(SdChannel *channel)
 {
-	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].listen_requests, 1);
+	SdDispatcher *disp = &channel->db->dispatchers[channel->dispatcher];
+
+	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
+	if (pg_atomic_read_u32(&channel->listening) == 0 &&
+		pg_atomic_read_u32(&disp->listen_full) == pg_atomic_read_u32(&disp->listen_vacated) + 1)
+		return;
+	pg_atomic_fetch_add_u32(&disp->listen_requests, 1);
 	database_wake(channel->db, channel->dispatcher);
 }
 
