@@ -6,6 +6,9 @@ must have reached every subscription that it matches, exactly once, and each acc
 
 The comparison is exact and needs no memory that grows: what the consumer reads goes to a file, which PostgreSQL compares with
 pgbench_history as multisets of whole rows.
+
+If asked for, all of this goes on beside many other subscriptions of another consumer: half of them on the same channel, with
+equality filters on values that no row has, the others on channels where nothing happens.
 """
 
 import argparse
@@ -22,6 +25,13 @@ from common import BATCH, CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, co
 RECEIVED = """
 -- as on paper: what each subscription received, to be compared with what was committed
 CREATE UNLOGGED TABLE demo.received (subscription int, tid int, bid int, aid int, delta int, mtime timestamp);
+"""
+
+# 10,000 in a transaction; 20 for each connection.
+SUBSCRIBE_IDLE = """
+SELECT count(subdispatch.subscribe(CASE WHEN n % 2 = 0 THEN 'history' ELSE 'idle ' || n % 1000 END,
+           filter => jsonb_build_object('row.aid', -n), id => 'idle ' || n, connection_id => 'idle ' || n / 20, consumer => 'idle'))
+  FROM generate_series(%s, %s) AS n
 """
 
 SUBSCRIPTIONS = [
@@ -58,6 +68,19 @@ class Demo:
             cursor.execute(SETUP + RECEIVED)
         with self.gateway.cursor() as cursor:
             subscribe(cursor, SUBSCRIPTIONS)
+        self.subscribe_idle(self.options.idle_subscriptions)
+
+    def subscribe_idle(self, n):
+        if n == 0:
+            return
+        start = time.monotonic()
+        with self.observer.cursor() as cursor:
+            for first in range(1, n + 1, 10000):
+                cursor.execute(SUBSCRIBE_IDLE, (first, min(first + 9999, n)))
+            cursor.execute("SELECT shared_memory_used FROM subdispatch.stats")
+            used = cursor.fetchone()[0]
+        print("== beside %s other subscriptions, which took %.1f s and %.0f bytes each" % (
+            number(n), time.monotonic() - start, used / n))
 
     # -------------------------------------------------------------- the work
 
@@ -150,10 +173,16 @@ class Demo:
                 self.expected[ledger.subscription.name] = expected
             cursor.execute("SELECT * FROM subdispatch.stats")
             self.stats = dict(zip([c.name for c in cursor.description], cursor.fetchone()))
+            cursor.execute("SELECT count(*) FROM subdispatch.subscriptions")
+            if cursor.fetchone()[0] != len(SUBSCRIPTIONS) + self.options.idle_subscriptions:
+                self.problems.add("there are not as many subscriptions as were made")
             cursor.execute("SELECT sum(pending), sum(dropped), sum(errors), count(*) FILTER (WHERE state <> 'active')"
                            " FROM subdispatch.subscriptions")
             if any(cursor.fetchone()):
                 self.problems.add("a subscription has something pending, dropped or failed, or has ended")
+            cursor.execute("SELECT sum(delivered) FROM subdispatch.subscriptions WHERE consumer = 'idle'")
+            if cursor.fetchone()[0]:
+                self.problems.add("a subscription received something that does not match it")
         for counter in ("responses_dropped", "resolver_errors", "resolver_timeouts"):
             if self.stats[counter] != 0:
                 self.problems.add("%s is %d" % (counter, self.stats[counter]))
@@ -227,6 +256,7 @@ def main():
     parser.add_argument("--duration", type=int, required=True)
     parser.add_argument("--clients", type=int, required=True)
     parser.add_argument("--scale", type=int, required=True)
+    parser.add_argument("--idle-subscriptions", type=int, default=0)
     options = parser.parse_args()
     demo = Demo(options)
     demo.set_up()

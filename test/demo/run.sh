@@ -1,6 +1,7 @@
 #!/bin/bash
-# make demo [SERVERS=1|2] [DURATION=seconds] [CLIENTS=n] [SCALE=n]: the main job on pgbench's own workload, on one server (see
-# demo.py), or on two that have a Redis between them (see two_servers.py; CLIENTS is for each of them).
+# make demo [SERVERS=1|2] [DURATION=seconds] [CLIENTS=n] [SCALE=n] [IDLE_SUBSCRIPTIONS=n]: the main job on pgbench's own workload,
+# on one server (see demo.py), if asked for beside many other subscriptions, or on two that have a Redis between them (see
+# two_servers.py; CLIENTS is for each of them).
 set -euo pipefail
 # shellcheck source=test/lib/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/env.sh"
@@ -11,9 +12,13 @@ case $SERVERS in 1 | 2) ;; *) die "SERVERS is 1 or 2, not \"$SERVERS\"" ;; esac
 DURATION=${DURATION:-20}
 CLIENTS=${CLIENTS:-$((8 / SERVERS))}
 SCALE=${SCALE:-4}
+IDLE_SUBSCRIPTIONS=${IDLE_SUBSCRIPTIONS:-0}
 for n in "$DURATION" "$CLIENTS" "$SCALE"; do
 	case $n in '' | *[!0-9]* | 0*) die "DURATION, CLIENTS and SCALE are whole numbers above 0, not \"$n\"" ;; esac
 done
+case $IDLE_SUBSCRIPTIONS in 0 | [1-9]*) ;; *) die "IDLE_SUBSCRIPTIONS is a whole number, not \"$IDLE_SUBSCRIPTIONS\"" ;; esac
+case $IDLE_SUBSCRIPTIONS in *[!0-9]* | ????????*) die "IDLE_SUBSCRIPTIONS is a whole number of at most 7 digits, not \"$IDLE_SUBSCRIPTIONS\"" ;; esac
+[ "$SERVERS" = 1 ] || [ "$IDLE_SUBSCRIPTIONS" = 0 ] || die "IDLE_SUBSCRIPTIONS is for one server"
 
 # start_redis: a redis-server on a socket in a private directory; sets REDIS_SOCKET. It runs from a copy of the program,
 # because cleanup (env.sh) ends whatever runs from this run's directory.
@@ -37,8 +42,10 @@ start_redis() {
 packages=("${BUILD_PACKAGES[@]}" python3 python3-psycopg2)
 # Commits wait for the disk, as they do in earnest. What is pending may grow far beyond the default limit: on a small machine
 # pgbench and the consumer compete for the processor, and nothing may be dropped.
-settings=(fsync=on "max_connections=$((CLIENTS + 30))" subdispatch.shared_memory_size=1GB
-	subdispatch.max_pending=500000 subdispatch.max_pending_bytes=256MB)
+settings=(fsync=on "max_connections=$((CLIENTS + 30))" "subdispatch.shared_memory_size=$((1048576 + IDLE_SUBSCRIPTIONS * 2))kB"
+	"subdispatch.max_subscriptions=$((10000 + IDLE_SUBSCRIPTIONS))" subdispatch.max_pending=500000 subdispatch.max_pending_bytes=256MB)
+# The idle ones stay for as long as the demo runs.
+[ "$IDLE_SUBSCRIPTIONS" = 0 ] || settings+=(subdispatch.subscription_idle_timeout=1d)
 names=(server)
 if [ "$SERVERS" = 2 ]; then
 	names=(a b)
@@ -54,7 +61,7 @@ say "building subdispatch"
 build build || { cat "$BASE/build/build.log" >&2; die "the build failed"; }
 use_build build
 
-program=(demo.py)
+program=(demo.py --idle-subscriptions "$IDLE_SUBSCRIPTIONS")
 if [ "$SERVERS" = 2 ]; then
 	say "starting Redis"
 	start_redis || die "Redis did not start"
