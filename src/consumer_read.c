@@ -29,7 +29,7 @@
 #include "subscription.h"
 
 /* One turn's collecting; all of it under registry_lock in shared mode. */
-#define SEEN_PER_LOCK	512
+#define SEEN_PER_LOCK	256
 
 typedef struct Turn
 {

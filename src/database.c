@@ -388,6 +388,21 @@ any_is(SdDatabase *db, SdWorkerState state)
 }
 
 /*
+ * Whoever has it has seen that the extension is there since, unless it was he
+ * who has dropped it.
+ */
+static bool
+extension_is_held(Oid extension)
+{
+	LOCKTAG		tag;
+
+	if (!OidIsValid(extension))
+		return false;
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
+	return LockHeldByMe(&tag, AccessShareLock) && !LockHeldByMe(&tag, AccessExclusiveLock);
+}
+
+/*
  * Keeps the extension from being dropped while this transaction subscribes:
  * DROP EXTENSION ends the subscriptions that it finds at its commit, and would
  * miss one made after that by a call begun before.  DROP EXTENSION takes an
@@ -398,6 +413,8 @@ hold_extension(void)
 {
 	static Oid	extension = InvalidOid;
 
+	if (extension_is_held(extension))
+		return;					/* most of a mass of subscriptions */
 	for (;;)
 	{
 		Oid			now;

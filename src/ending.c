@@ -28,27 +28,9 @@
 #include "registry.h"
 
 #define ENDS_PER_LOCK	16		/* keeps the lock's hold time short */
+#define LOOKS_PER_LOCK	128		/* likewise, at those that may not be concerned */
 
 /* ---- the end of a subscription ---- */
-
-static void
-remove_link(SdLink *link)
-{
-	SdConsumer *consumer = link->consumer;
-
-	dlist_delete(&link->stream_node);
-	if (consumer)
-	{
-		dlist_delete(&link->consumer_node);
-		SpinLockAcquire(&consumer->mutex);
-		if (link->ready)
-			dlist_delete(&link->ready_node);
-		link->ready = false;
-		SpinLockRelease(&consumer->mutex);
-	}
-	if (link != &link->stream->first_link)
-		sd_free(link);
-}
 
 /*
  * Takes it out of everything that counts live subscriptions.  Caller holds
@@ -73,7 +55,7 @@ structural_end(SdSubscription *sub)
 	sub->link = NULL;
 	sub->structurally_ended = true;
 	if (--link->nsubscriptions == 0)
-		remove_link(link);
+		link_remove(link);
 	LWLockRelease(&stream->lock);
 
 	pg_atomic_fetch_sub_u32(&sd_shared->nsubscriptions, 1);
@@ -148,6 +130,7 @@ subscription_destroy(SdSubscription *sub)
 	if (sub->connection)
 	{
 		dlist_delete(&sub->connection_node);
+		sub->connection->nmembers--;
 		registry_drop_connection(sub->connection);
 	}
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
@@ -309,36 +292,37 @@ subscription_complete(Oid owner, const char *id)
 	return live;
 }
 
-/* Up to ENDS_PER_LOCK of a connection's; returns how many live ones went. */
+/*
+ * Some of a connection's: looks at LOOKS_PER_LOCK and ends ENDS_PER_LOCK of them
+ * at most.  *left are still to be looked at, PG_UINT32_MAX at the beginning.
+ * Returns how many live ones went.
+ */
 static int
-disconnect_some(Oid owner, const char *name, const char *consumer, bool *more)
+disconnect_some(Oid owner, const char *name, const char *consumer, uint32 *left)
 {
 	SdConnection *connection;
-	dlist_mutable_iter iter;
 	int			live = 0;
-	int			seen = 0;
+	int			gone = 0;
 
-	*more = false;
 	registry_lock_exclusive();
 	connection = registry_find_connection(owner, name);
+	*left = connection ? Min(*left, connection->nmembers) : 0;
 	if (connection)
 	{
 		/* Its own reference keeps the connection while its members go. */
 		connection->nlive++;
-		dlist_foreach_modify(iter, &connection->subscriptions)
+		for (int i = 0; i < LOOKS_PER_LOCK && gone < ENDS_PER_LOCK && *left > 0 &&
+			 !trash_is_full(); i++)
 		{
-			SdSubscription *sub = dlist_container(SdSubscription, connection_node, iter.cur);
+			SdSubscription *sub = registry_next_member(connection);
 
+			(*left)--;
 			if (consumer && (sub->consumer == NULL || strcmp(sub->consumer->name, consumer) != 0))
 				continue;
-			if (seen++ == ENDS_PER_LOCK || trash_is_full())
-			{
-				*more = true;
-				break;
-			}
 			if (!sub->structurally_ended)
 				live++;
 			subscription_destroy(sub);
+			gone++;
 		}
 		connection->nlive--;
 		registry_drop_connection(connection);
@@ -351,11 +335,11 @@ int64
 subscription_disconnect(Oid owner, const char *connection_id, const char *consumer)
 {
 	int64		n = 0;
-	bool		more;
+	uint32		left = PG_UINT32_MAX;
 
 	do
-		n += disconnect_some(owner, connection_id, consumer, &more);
-	while (more);
+		n += disconnect_some(owner, connection_id, consumer, &left);
+	while (left > 0);
 	return n;
 }
 

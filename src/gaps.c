@@ -21,8 +21,8 @@
 #include "dispatcher.h"
 #include "registry.h"
 
-#define STREAMS_PER_LOCK	128
-#define BUCKETS_PER_LOCK	512
+#define STREAMS_PER_LOCK	64
+#define BUCKETS_PER_LOCK	64
 
 static SdDatabase *db;
 static int	me;
@@ -70,6 +70,7 @@ next_gapped(uint32 *bucket)
 
 	while (found == NULL && *bucket <= table->mask)
 	{
+		sd_hash_fetch(table, *bucket, *bucket + BUCKETS_PER_LOCK, 0);
 		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 		for (int i = 0; i < BUCKETS_PER_LOCK && *bucket <= table->mask; i++)
 		{
@@ -142,6 +143,7 @@ gaps_raise(SdDatabase *database, const uint32 *bits)
 
 	for (uint32 from = 0; from <= table->mask; from += BUCKETS_PER_LOCK)
 	{
+		sd_hash_fetch(table, from, from + BUCKETS_PER_LOCK, 0);
 		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 		for (uint32 i = from; i <= table->mask && i < from + BUCKETS_PER_LOCK; i++)
 			for (SdHashNode *node = table->buckets[i]; node; node = node->next)

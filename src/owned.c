@@ -173,6 +173,18 @@ registry_drop_connection(SdConnection *connection)
 	sd_free(connection);
 }
 
+SdSubscription *
+registry_next_member(SdConnection *connection)
+{
+	dlist_node *node;
+
+	if (dlist_is_empty(&connection->subscriptions))
+		return NULL;
+	node = dlist_pop_head_node(&connection->subscriptions);
+	dlist_push_tail(&connection->subscriptions, node);
+	return dlist_container(SdSubscription, connection_node, node);
+}
+
 /* ---- quotas ---- */
 
 typedef struct QuotaKey

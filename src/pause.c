@@ -20,7 +20,7 @@
 
 #include "registry.h"
 
-#define PAUSES_PER_LOCK	256
+#define PAUSES_PER_LOCK	32
 
 typedef struct SdPauseException
 {
@@ -167,52 +167,62 @@ typedef enum PauseResult
 	PAUSE_NO_MEMORY
 } PauseResult;
 
-/* Does some; counts the live ones when it is done. */
-static PauseResult
-set_some(Oid owner, const char *name, const char *consumer, bool paused, int64 *live)
+/* What a call wants, and how far it is. */
+typedef struct Pause
 {
-	SdConnection *connection = registry_find_connection(owner, name);
-	dlist_iter	iter;
-	bool		any = false;
-	int			changed = 0;
+	Oid			owner;
+	const char *connection_id;
+	const char *consumer;		/* NULL: of all */
+	bool		paused;
+	bool		said;			/* of the connection */
+	uint32		left;			/* members to be looked at */
+	int64		live;
+} Pause;
 
-	*live = 0;
-	if (connection == NULL)
-		return PAUSE_DONE;
-	dlist_foreach(iter, &connection->subscriptions)
+/*
+ * Some of the members.  Each becomes what is said of the connection now, which
+ * somebody else may have changed in the meantime.
+ */
+static PauseResult
+set_some(Pause *p)
+{
+	SdConnection *connection = registry_find_connection(p->owner, p->connection_id);
+
+	p->left = connection ? Min(p->left, connection->nmembers) : 0;
+	for (int i = 0; i < PAUSES_PER_LOCK && p->left > 0; i++)
 	{
-		SdSubscription *sub = dlist_container(SdSubscription, connection_node, iter.cur);
+		SdSubscription *sub = registry_next_member(connection);
+		bool		paused;
 
-		if (!concerns(sub, consumer))
+		p->left--;
+		if (!concerns(sub, p->consumer))
 			continue;
-		if (!any && !set_connection(connection, consumer, paused))
+		if (!p->said && !set_connection(connection, p->consumer, p->paused))
 			return PAUSE_NO_MEMORY;
-		any = true;
+		p->said = true;
 		if (!sub->structurally_ended)
-			(*live)++;
-		if (sub->paused == paused)
-			continue;
-		if (changed++ == PAUSES_PER_LOCK)
-			return PAUSE_MORE;
-		set_subscription(sub, paused);
+			p->live++;
+		paused = pause_applies(connection, sub->consumer);
+		if (sub->paused != paused)
+			set_subscription(sub, paused);
 	}
-	return PAUSE_DONE;
+	return p->left > 0 ? PAUSE_MORE : PAUSE_DONE;
 }
 
 int64
 connection_pause(Oid owner, const char *connection_id, const char *consumer, bool paused)
 {
+	Pause		p = {owner, connection_id, consumer, paused, .left = PG_UINT32_MAX};
 	PauseResult result;
-	int64		live;
 
 	shmem_attach();
 	do
 	{
 		registry_lock_exclusive();
-		result = set_some(owner, connection_id, consumer, paused, &live);
+		result = set_some(&p);
 		registry_unlock();
 	} while (result == PAUSE_MORE);
 	if (result == PAUSE_NO_MEMORY)
 		sd_out_of_shared_memory();
-	return live;
+	return p.live;
 }

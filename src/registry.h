@@ -50,6 +50,18 @@ extern void registry_drop_consumer(SdConsumer *consumer);
 extern SdConnection *registry_get_connection(Oid owner, const char *name);
 extern SdConnection *registry_find_connection(Oid owner, const char *name);
 extern void registry_drop_connection(SdConnection *connection);
+/*
+ * The next of its subscriptions, which goes to the end of the list: who comes
+ * nmembers times has seen all that were there, though the lock is let go.
+ */
+extern SdSubscription *registry_next_member(SdConnection *connection);
+
+/* ---- link.c: the stream's lock is held, too ---- */
+
+/* The consumer's (NULL: no consumer's) link in the stream. */
+extern SdLink *link_get(SdStream *stream, SdConsumer *consumer);
+/* It has no subscriptions any more. */
+extern void link_remove(SdLink *link);
 
 /* ---- pause.c ---- */
 

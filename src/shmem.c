@@ -84,14 +84,14 @@ buckets_for(int members)
 	return pg_nextpower2_32(Max(members, SD_ID_PARTITIONS));
 }
 
-/* Channels, consumers and connections are fewer than subscriptions. */
+/* Channels, consumers, connections and further links are fewer than subscriptions. */
 static Size
 hash_arrays_size(void)
 {
 	Size		n = buckets_for(subdispatch_max_subscriptions);
 	Size		few = buckets_for(subdispatch_max_subscriptions / 4);
 
-	return mul_size(sizeof(SdHashNode *), add_size(mul_size(n, 5), mul_size(few, 3)));
+	return mul_size(sizeof(SdHashNode *), add_size(mul_size(n, 5), mul_size(few, 4)));
 }
 
 static Size
@@ -189,6 +189,7 @@ lay_out(SdShared *shared)
 	at = make_hash(&shared->channels, at, members / 4);
 	at = make_hash(&shared->consumers, at, members / 4);
 	at = make_hash(&shared->connections, at, members / 4);
+	at = make_hash(&shared->links, at, members / 4);
 
 	make_locks(shared);
 	pg_atomic_init_u32(&shared->launcher_procno, 0);
@@ -199,7 +200,7 @@ lay_out(SdShared *shared)
 	for (int i = 0; i < SD_MEM_KINDS; i++)
 		pg_atomic_init_u64(&shared->mem_used[i], 0);
 
-	shared->dsa_place = (void *) MAXALIGN(at);
+	shared->dsa_place = (char *) MAXALIGN(at);
 	made = dsa_create_in_place(shared->dsa_place, dsa_size(), tranche_dsa, NULL);
 	dsa_pin(made);
 	dsa_set_size_limit(made, dsa_size());
@@ -479,6 +480,49 @@ sd_hash_remove(SdHash *table, SdHashNode *node)
 	}
 	*at = node->next;
 	node->next = NULL;
+}
+
+/*
+ * Members are first looked at without a lock, so what is found there may be
+ * anything: it is used only if it points into the area, all of which can be read
+ * at any time, and nothing is done with what is read.  Walking a million members
+ * that a process has not touched before takes a page fault for most of them.
+ */
+static bool
+in_area(const char *p, Size size)
+{
+	return p >= sd_shared->dsa_place && p + size <= sd_shared->dsa_place + dsa_size();
+}
+
+/* Most members are no longer than that.  A hint, for any address. */
+static void
+fetch_lines(const char *p)
+{
+	for (int i = 1; i < 6; i++)
+		__builtin_prefetch(p + i * PG_CACHE_LINE_SIZE / 2);
+}
+
+void
+sd_hash_fetch(const SdHash *table, uint64 from, uint64 to, Size pointer_at)
+{
+	to = Min(to, (uint64) table->mask + 1);
+	for (uint64 b = from; b < to; b++)
+		__builtin_prefetch(*(SdHashNode *volatile *) &table->buckets[b]);
+	for (uint64 b = from; b < to; b++)
+	{
+		const char *node = (const char *) *(SdHashNode *volatile *) &table->buckets[b];
+		const char *pointed;
+
+		if (!in_area(node, pointer_at + sizeof(char *)))
+			continue;
+		pointed = *(const char *volatile *) (node + pointer_at);
+		fetch_lines(node);
+		if (pointer_at > 0 && in_area(pointed, 1))
+		{
+			(void) *(const volatile char *) pointed;
+			fetch_lines(pointed);
+		}
+	}
 }
 
 /* ---- waking ---- */

@@ -43,6 +43,13 @@ extern SdHashNode *sd_hash_find(const SdHash *table, uint32 hash, SdHashMatch ma
 extern void sd_hash_insert(SdHash *table, SdHashNode *node, uint32 hash);
 extern void sd_hash_remove(SdHash *table, SdHashNode *node);
 
+/*
+ * To be called before the table's lock is taken for a walk from bucket "from" up
+ * to "to": fetches the first member of each chain, and what the pointer at the
+ * given place in it (0: none) points to, so that nobody has to wait meanwhile.
+ */
+extern void sd_hash_fetch(const SdHash *table, uint64 from, uint64 to, Size pointer_at);
+
 /* ---- allocations ---- */
 
 typedef enum SdMemKind
@@ -98,7 +105,7 @@ typedef struct SdShared
 	/* immutable after start */
 	int			nslots;			/* length of slots[] */
 	SdTicketSlot *slots;
-	void	   *dsa_place;
+	char	   *dsa_place;
 
 	/* database_lock */
 	LWLock		database_lock;
@@ -117,6 +124,7 @@ typedef struct SdShared
 	SdHash		connections;
 	SdHash		buckets;		/* of equality indexes */
 	SdHash		quotas;
+	SdHash		links;			/* but for each stream's first */
 
 	/* subscriptions by (database, owner, id); each id lock guards a part */
 	SdHash		subscriptions;

@@ -37,6 +37,7 @@
 
 #define STRICT_PER_LOCK		256 /* looked at while the stream's lock is held */
 #define COPIES_PER_LOCK		512 /* entries copied meanwhile */
+#define LINKS_PER_LOCK		64	/* told of something to read meanwhile */
 #define RING_FIRST_SIZE		4
 #define RING_KEEP_SIZE		64	/* a larger one is freed when it gets empty */
 #define BODY_ADVANCE		64	/* references taken at once */
@@ -462,20 +463,54 @@ stream_link_ready(SdLink *link)
  * link that had nothing are told so together, without looking at any.
  */
 static void
-make_readable(SdStream *stream)
+begin_telling(SdStream *stream)
 {
-	dlist_iter	iter;
-
 	pg_atomic_write_u64(&stream->version, pg_atomic_read_u64(&stream->version) + 1);
 	wake_later(stream);
-	dlist_foreach(iter, &stream->links)
-	{
-		SdLink	   *link = dlist_container(SdLink, stream_node, iter.cur);
+	stream->told = !stream->told;
+}
 
+/*
+ * Tells some of the links, from the head of their list, which go to its tail;
+ * false: that were all.  There may be very many, so the lock may be let go in
+ * between: links that come meanwhile go to the tail, too, and have nothing.
+ */
+static bool
+tell_links(SdStream *stream)
+{
+	for (int i = 0; i < LINKS_PER_LOCK; i++)
+	{
+		SdLink	   *link;
+
+		if (dlist_is_empty(&stream->links))
+			return false;
+		link = dlist_head_element(SdLink, stream_node, &stream->links);
+		if (link->told == stream->told)
+			return false;
+		link->told = stream->told;
 		link->fresh = !dlist_is_empty(&link->current);
 		if (link->fresh || !dlist_is_empty(&link->behind))
 			make_ready(link);
+		if (!dlist_has_next(&stream->links, &link->stream_node))
+			return false;
+		dlist_delete(&link->stream_node);
+		dlist_push_tail(&stream->links, &link->stream_node);
 	}
+	return true;
+}
+
+/* Caller has begun and holds the lock, which this releases. */
+static void
+finish_telling(SdStream *stream)
+{
+	while (tell_links(stream))
+	{
+		LWLockRelease(&stream->lock);
+		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	}
+	LWLockRelease(&stream->lock);
+	if (nto_wake >= WAKES_AT_ONCE)
+		wake_now();
 }
 
 void
@@ -489,7 +524,9 @@ link_settle(SdLink *link)
 void
 stream_wake_resumed(SdStream *stream)
 {
-	make_readable(stream);
+	begin_telling(stream);
+	while (tell_links(stream))
+		;
 	wake_now();
 }
 
@@ -572,12 +609,10 @@ stream_append(SdStream *stream, uint64 event_id, SdBody *body)
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	(void) advance_progress(stream, event_id);
 	push(stream, body);
-	make_readable(stream);
+	begin_telling(stream);
 	ending = stream->strict && !dlist_is_empty(&stream->strict->ending);
-	LWLockRelease(&stream->lock);
+	finish_telling(stream);
 	trash_empty();
-	if (nto_wake >= WAKES_AT_ONCE)
-		wake_now();
 
 	if (ending)
 		subscription_finish_ends(stream);
@@ -592,7 +627,7 @@ lose(SdStream *stream, uint32 n)
 	else
 		stream->gaps++;
 	stream_count_dropped(stream, (uint64) Max(n, 1) * (stream->nattached + stream->ndetached));
-	make_readable(stream);
+	begin_telling(stream);
 }
 
 void
@@ -601,9 +636,7 @@ stream_lose(SdStream *stream, uint64 event_id, uint32 n)
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	if (advance_progress(stream, event_id))
 		lose(stream, n);
-	LWLockRelease(&stream->lock);
-	if (nto_wake >= WAKES_AT_ONCE)
-		wake_now();
+	finish_telling(stream);
 }
 
 void
@@ -615,9 +648,7 @@ stream_limit(SdStream *stream, uint64 event_id)
 		stream->limited++;
 		lose(stream, 1);
 	}
-	LWLockRelease(&stream->lock);
-	if (nto_wake >= WAKES_AT_ONCE)
-		wake_now();
+	finish_telling(stream);
 }
 
 void

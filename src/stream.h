@@ -204,6 +204,7 @@ typedef struct SdLink
 	bool		ready;
 	/* stream's lock: who may have something to read, and who surely has not */
 	bool		fresh;			/* those of "current" may, too: link_settle() */
+	bool		told;			/* stream's "told": it need not be told any more */
 	dlist_head	behind;
 	dlist_head	current;
 	dlist_head	paused;			/* not to be polled; see pause.c */
@@ -283,6 +284,7 @@ typedef struct SdStream
 	uint32		ndetached;		/* live ones that overflowed and don't, for now */
 	uint32		keep;			/* the largest max_pending of the attached */
 	uint32		keep_bytes;		/* likewise */
+	bool		told;			/* changes each time all links are to be told */
 	SdStrict   *strict;			/* NULL: there never was one */
 	dlist_head	links;			/* SdLinks */
 	SdLink		first_link;		/* one of them, if it has subscriptions */
@@ -414,7 +416,8 @@ typedef struct SdConnection
 	Oid			dboid;
 	Oid			owner;
 	dlist_head	subscriptions;	/* live and ended ones */
-	int			nlive;
+	uint32		nmembers;		/* of the subscriptions */
+	int			nlive;			/* of these */
 	bool		paused;			/* as a whole; see pause.c */
 	dlist_head	pause_exceptions;
 	uint32		namelen;

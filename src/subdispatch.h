@@ -54,8 +54,9 @@
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
  *	  ending.c        how subscriptions end (sweep.c: those nobody polls)
  *	  registry.c      the channels, streams, identities they are made of
- *	                  (streamvec.c: arrays of streams; linger.c: channels that
- *	                  nobody subscribes to any more)
+ *	                  (streamvec.c: arrays of streams; link.c: what a consumer
+ *	                  has in a stream; linger.c: channels that nobody subscribes
+ *	                  to any more)
  *	  owned.c         consumers, connections, quotas (pause.c: slow clients)
  *
  * Around it: shmem.c (memory, hash tables), database.c (per-database state),

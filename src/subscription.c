@@ -49,6 +49,14 @@ id_hash(const IdKey *key)
 	return sd_hash_bytes(key->id, strlen(key->id), key->dboid ^ (key->owner * 31));
 }
 
+uint32
+subscription_hash(Oid owner, const char *id)
+{
+	IdKey		key = {MyDatabaseId, owner, id};
+
+	return id_hash(&key);
+}
+
 static bool
 id_match(const SdHashNode *node, const void *k)
 {
@@ -184,67 +192,6 @@ make_subscription(const SdSubscribe *what, const Strings *s)
 	return sub;
 }
 
-/*
- * Finds the link among the stream's and the consumer's links at once, since
- * either may have very many.  That of no consumer is a stream's first.
- */
-static SdLink *
-find_link(SdStream *stream, SdConsumer *consumer)
-{
-	dlist_node *s = stream->links.head.next;
-	dlist_node *c = consumer ? consumer->links.head.next : NULL;
-	SdLink	   *link;
-
-	if (dlist_is_empty(&stream->links) || (consumer && dlist_is_empty(&consumer->links)))
-		return NULL;
-	if (consumer == NULL)
-	{
-		link = dlist_container(SdLink, stream_node, s);
-		return link->consumer == NULL ? link : NULL;
-	}
-	while (s != &stream->links.head && c != &consumer->links.head)
-	{
-		link = dlist_container(SdLink, stream_node, s);
-		if (link->consumer == consumer)
-			return link;
-		link = dlist_container(SdLink, consumer_node, c);
-		if (link->stream == stream)
-			return link;
-		s = s->next;
-		c = c->next;
-	}
-	return NULL;
-}
-
-/* The stream's link for the consumer; makes one.  NULL: no memory. */
-static SdLink *
-get_link(SdStream *stream, SdConsumer *consumer)
-{
-	SdLink	   *link = find_link(stream, consumer);
-
-	if (link)
-		return link;
-	link = &stream->first_link;
-	if (link->nsubscriptions > 0)
-		link = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdLink));
-	if (link == NULL)
-		return NULL;
-	link->stream = stream;
-	link->consumer = consumer;
-	link->fresh = false;
-	dlist_init(&link->behind);
-	dlist_init(&link->current);
-	dlist_init(&link->paused);
-	if (consumer)
-	{
-		dlist_push_tail(&stream->links, &link->stream_node);
-		dlist_push_tail(&consumer->links, &link->consumer_node);
-	}
-	else
-		dlist_push_head(&stream->links, &link->stream_node);
-	return link;
-}
-
 /* The first that is not drop_oldest brings this; false: no memory. */
 static bool
 get_strict(SdStream *stream)
@@ -271,7 +218,7 @@ enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool p
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	if (sub->overflow == SD_DROP_OLDEST || get_strict(stream))
-		link = get_link(stream, consumer);
+		link = link_get(stream, consumer);
 	if (link)
 	{
 		link->nsubscriptions++;
@@ -401,6 +348,7 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub, SdRe
 	if (sub->connection)
 	{
 		sub->connection->nlive++;
+		sub->connection->nmembers++;
 		dlist_push_tail(&sub->connection->subscriptions, &sub->connection_node);
 	}
 	pg_atomic_fetch_add_u32(&sd_shared->nsubscriptions, 1);

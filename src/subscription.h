@@ -64,6 +64,8 @@ extern int64 consumer_close(Oid owner, const char *name);
  * none.
  */
 extern SdSubscription *subscription_lookup(Oid owner, const char *id, LWLock **lock);
+/* Of this database: its hash in the table. */
+extern uint32 subscription_hash(Oid owner, const char *id);
 /* Caller holds registry_lock in any mode. */
 extern SdConsumer *consumer_lookup(Oid owner, const char *name);
 /* Caller holds registry_lock in any mode. */

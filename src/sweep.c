@@ -79,11 +79,9 @@ find_over(Oid dboid, uint32 bucket, uint32 end, TimestampTz now, Over *over)
 	int			n = 0;
 	SdEnd		ignored;
 
+	sd_hash_fetch(table, bucket, end, offsetof(SdSubscription, stream));
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	LWLockAcquire(lock, LW_SHARED);
-	/* They lie anywhere in memory: fetched all at once, not one by one. */
-	for (uint32 b = bucket; b < end; b++)
-		__builtin_prefetch(table->buckets[b]);
 	for (uint32 b = bucket; b < end; b++)
 		for (SdHashNode *node = table->buckets[b]; node && n < OVER_MAX; node = node->next)
 		{
