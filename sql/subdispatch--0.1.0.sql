@@ -325,6 +325,12 @@ COMMENT ON FUNCTION subdispatch.list_workers() IS
 CREATE VIEW subdispatch.subscriptions AS SELECT * FROM subdispatch.list_subscriptions();
 COMMENT ON VIEW subdispatch.subscriptions IS
   'This database''s subscriptions: one''s own, all of them for members of pg_monitor';
+CREATE FUNCTION subdispatch.subscription(id pg_catalog.text)
+RETURNS SETOF subdispatch.subscriptions
+LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1
+AS 'MODULE_PATHNAME', 'subdispatch_subscription';
+COMMENT ON FUNCTION subdispatch.subscription(pg_catalog.text) IS
+  'The view''s row of one of the caller''s own subscriptions, without looking through all of them';
 CREATE VIEW subdispatch.consumers AS SELECT * FROM subdispatch.list_consumers();
 COMMENT ON VIEW subdispatch.consumers IS
   'This database''s consumers: one''s own, all of them for members of pg_monitor';

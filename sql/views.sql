@@ -14,6 +14,10 @@ SELECT subdispatch.subscribe('v', id => 'a', consumer => 'g', connection_id => '
 SELECT subdispatch.subscribe('v', id => 'b', consumer => 'g'), subdispatch.subscribe('v', 'tst.echo', id => 'c');
 SELECT id, owner::text = current_user AS owner, role::text = current_user AS role, channel, resolver::text, variables, filter, security_context, operation_name, operation_id, connection_id, consumer,
        pending, delivered, dropped, rate_limited, errors, created_at BETWEEN now() - interval '1 hour' AND clock_timestamp() AS created FROM subdispatch.subscriptions ORDER BY id;
+-- A single one, by its id; others' are not to be seen.
+SELECT count(*) AS found, bool_and(to_jsonb(s) = to_jsonb(v)) AS the_same FROM subdispatch.subscriptions v, LATERAL subdispatch.subscription(v.id) s;
+SELECT count(*) AS none FROM subdispatch.subscription('not there');
+SELECT tst.sqlstate('SELECT subdispatch.subscription(NULL)');
 SELECT count(DISTINCT state) AS states, bool_and(last_polled_at IS NULL OR last_polled_at <= clock_timestamp()) AS polled FROM subdispatch.subscriptions;
 SELECT consumer, subscriptions, pending, oldest_pending_at IS NULL AS none_pending, waiting_pid FROM subdispatch.consumers ORDER BY 1;
 SELECT channel, subscriptions, response_streams FROM subdispatch.channels ORDER BY 1;
@@ -42,7 +46,7 @@ SELECT count(*) > 0 AS shown, bool_and(backend_type ~ 'subdispatch') AS named FR
 
 -- A role sees what it owns; workers are pg_monitor's.
 SET ROLE regress_sub_alice;
-SELECT (SELECT count(*) FROM subdispatch.subscriptions) AS subscriptions, (SELECT count(*) FROM subdispatch.consumers) AS consumers;
+SELECT (SELECT count(*) FROM subdispatch.subscriptions) AS subscriptions, (SELECT count(*) FROM subdispatch.subscription('a')) AS a, (SELECT count(*) FROM subdispatch.consumers) AS consumers;
 SELECT tst.sqlstate('SELECT * FROM subdispatch.workers');
 RESET ROLE;
 SET ROLE regress_sub_monitor;

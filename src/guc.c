@@ -152,7 +152,7 @@ define_sizes(void)
 			   &subdispatch_max_subscriptions, 1, 10000000, PGC_POSTMASTER, 0);
 	define_int("subdispatch.shared_memory_size",
 			   "Shared memory for subscriptions, events and responses of all databases.",
-			   "It is asked for at server start and does not grow.",
+			   "It is asked for at server start and does not grow. A sixteenth of it, at most 16MB, is kept for events and responses.",
 			   &subdispatch_shared_memory_size, 8 * 1024, INT_MAX, PGC_POSTMASTER, GUC_UNIT_KB);
 	define_int("subdispatch.event_queue_size",
 			   "How much the committed events may take that one dispatcher has not dispatched yet.",

@@ -21,11 +21,13 @@
 
 #include "ack.h"
 #include "resume.h"
+#include "sqlfuncs.h"
 #include "subscription.h"
 #include "views.h"
 #include "walk.h"
 
 PG_FUNCTION_INFO_V1(subdispatch_list_subscriptions);
+PG_FUNCTION_INFO_V1(subdispatch_subscription);
 PG_FUNCTION_INFO_V1(subdispatch_list_consumers);
 PG_FUNCTION_INFO_V1(subdispatch_list_channels);
 
@@ -41,6 +43,13 @@ begin_walk(SdWalk *walk, const SdHash *table, Size row_size)
 }
 
 /* ---- subscriptions ---- */
+
+typedef struct Subscriptions
+{
+	ReturnSetInfo *rsinfo;
+	const char *id;				/* NULL: all */
+	Datum		empty;			/* {} */
+} Subscriptions;
 
 typedef struct SubscriptionRow
 {
@@ -151,9 +160,11 @@ static void
 collect_subscription(SdWalk *walk, SdHashNode *node)
 {
 	SdSubscription *sub = (SdSubscription *) node;
+	const char *id = ((Subscriptions *) walk->arg)->id;
 	SubscriptionRow *row;
 
-	if (!walk_visible(walk, sub->dboid, subscription_owner(sub), MyDatabaseId))
+	if (!walk_visible(walk, sub->dboid, subscription_owner(sub), MyDatabaseId) ||
+		(id && strcmp(sub->strings, id) != 0))
 		return;
 	row = walk_row(walk);
 	if (row == NULL)
@@ -178,28 +189,28 @@ state_name(SdEnd end, bool paused, bool resuming)
 
 /* A jsonb column that is {} where nothing was given. */
 static void
-put_object(SdRow *row, Jsonb *jb)
+put_object(SdRow *row, Jsonb *jb, Datum empty)
 {
-	if (jb)
-		row_put_jsonb(row, jb);
-	else
-		row_put(row, DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")), false);
+	row_put(row, jb ? JsonbPGetDatum(jb) : empty, false);
 }
 
 static void
 emit_subscription(SdWalk *walk, void *r)
 {
 	SubscriptionRow *s = r;
-	SdRow			row = {0};
+	Subscriptions *subscriptions = walk->arg;
+	Datum		empty = subscriptions->empty;
+	SdRow		row;
 
+	row.n = 0;
 	row_put_string(&row, walk_copied(walk, s->id));
 	row_put_oid(&row, s->owner);
 	row_put_oid(&row, s->role);
 	row_put_string(&row, walk_copied(walk, s->channel));
 	row_put_oid(&row, s->resolver);
-	put_object(&row, walk_copied(walk, s->variables));
-	put_object(&row, walk_copied(walk, s->filter));
-	put_object(&row, walk_copied(walk, s->context));
+	put_object(&row, walk_copied(walk, s->variables), empty);
+	put_object(&row, walk_copied(walk, s->filter), empty);
+	put_object(&row, walk_copied(walk, s->context), empty);
 	row_put_string(&row, walk_copied(walk, s->operation_name));
 	row_put_string(&row, walk_copied(walk, s->operation_id));
 	row_put_string(&row, walk_copied(walk, s->connection_id));
@@ -212,7 +223,7 @@ emit_subscription(SdWalk *walk, void *r)
 	row_put_int8(&row, s->errors);
 	row_put_time(&row, s->created_at);
 	row_put_time(&row, s->last_polled_at);
-	put_object(&row, walk_copied(walk, s->settings));
+	put_object(&row, walk_copied(walk, s->settings), empty);
 	row_put_string(&row, walk_copied(walk, s->response_key));
 	row_put(&row, Float8GetDatum(s->rate_limit), s->rate_limit == 0);
 	row_put(&row, Int32GetDatum(s->burst), s->rate_limit == 0);
@@ -220,21 +231,46 @@ emit_subscription(SdWalk *walk, void *r)
 	row_put_string(&row, overflow_names[s->overflow]);
 	row_put_time(&row, s->ended_at);
 	row_put_string(&row, s->end > SD_END_COMPLETE ? stream_end_message(s->end) : NULL);
-	row_store(walk->arg, &row);
+	row_store(subscriptions->rsinfo, &row);
+}
+
+static void
+begin_subscriptions(FunctionCallInfo fcinfo, SdWalk *walk, Subscriptions *subscriptions)
+{
+	InitMaterializedSRF(fcinfo, 0);
+	subscriptions->rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	subscriptions->empty = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	begin_walk(walk, &sd_shared->subscriptions, sizeof(SubscriptionRow));
+	walk->fetch = offsetof(SdSubscription, stream);
+	walk->collect = collect_subscription;
+	walk->emit = emit_subscription;
+	walk->arg = subscriptions;
 }
 
 Datum
 subdispatch_list_subscriptions(PG_FUNCTION_ARGS)
 {
 	SdWalk		walk;
+	Subscriptions subscriptions = {0};
 
 	sd_require_preload();
-	InitMaterializedSRF(fcinfo, 0);
-	begin_walk(&walk, &sd_shared->subscriptions, sizeof(SubscriptionRow));
-	walk.collect = collect_subscription;
-	walk.emit = emit_subscription;
-	walk.arg = fcinfo->resultinfo;
+	begin_subscriptions(fcinfo, &walk, &subscriptions);
 	walk_run(&walk);
+	return (Datum) 0;
+}
+
+/* One of the caller's own, found by its id. */
+Datum
+subdispatch_subscription(PG_FUNCTION_ARGS)
+{
+	SdWalk		walk;
+	Subscriptions subscriptions = {0};
+
+	sd_require_preload();
+	subscriptions.id = arg_key(fcinfo, 0, "id");
+	begin_subscriptions(fcinfo, &walk, &subscriptions);
+	walk.all = false;
+	walk_look_up(&walk, subscription_hash(GetUserId(), subscriptions.id));
 	return (Datum) 0;
 }
 
@@ -372,6 +408,7 @@ subdispatch_list_consumers(PG_FUNCTION_ARGS)
 	if (hash_get_num_entries(consumers.table) > 0)
 	{
 		begin_walk(&walk, &sd_shared->subscriptions, sizeof(int));
+		walk.fetch = offsetof(SdSubscription, stream);
 		walk.collect = collect_pending;
 		walk.arg = &consumers;
 		walk_run(&walk);

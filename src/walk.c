@@ -120,9 +120,6 @@ static uint64
 collect_lot(SdWalk *walk, uint64 bucket, uint64 end)
 {
 	end = Min(end, bucket + LOT_BUCKETS);
-	/* They lie anywhere in memory: fetched all at once, not one by one. */
-	for (uint64 b = bucket; b < end; b++)
-		__builtin_prefetch(walk->table->buckets[b]);
 	while (bucket < end)
 	{
 		int			nrows = walk->nrows;
@@ -145,9 +142,16 @@ collect_lot(SdWalk *walk, uint64 bucket, uint64 end)
 static void
 run_partition(SdWalk *walk, uint64 bucket, uint64 end, LWLock *lock, MemoryContext cxt)
 {
+	uint64		fetched = bucket;
+
 	while (bucket < end)
 	{
 		start_lot(walk);
+		if (bucket >= fetched)
+		{
+			fetched = Min(end, bucket + LOT_BUCKETS);
+			sd_hash_fetch(walk->table, bucket, fetched, walk->fetch);
+		}
 		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 		if (lock)
 			LWLockAcquire(lock, LW_SHARED);
@@ -170,26 +174,39 @@ run_partition(SdWalk *walk, uint64 bucket, uint64 end, LWLock *lock, MemoryConte
 	}
 }
 
-void
-walk_run(SdWalk *walk)
+/* The same, of any partitions. */
+static void
+run(SdWalk *walk, uint64 bucket, uint64 end)
 {
 	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "subdispatch view row",
 											  ALLOCSET_DEFAULT_SIZES);
+	uint64		n = SD_ID_PARTITION_BUCKETS;
 
 	walk->max_rows = LOT_ROWS;
 	walk->max_bytes = LOT_BYTES;
 	walk->rows = palloc(walk->row_size * walk->max_rows);
 	walk->bytes = palloc(walk->max_bytes);
-	if (walk->table == &sd_shared->subscriptions)
-	{
-		uint64		n = SD_ID_PARTITION_BUCKETS;
-
-		for (int p = 0; p < SD_ID_PARTITIONS; p++)
-			run_partition(walk, p * n, (p + 1) * n, &sd_shared->id_locks[p], cxt);
-	}
+	if (walk->table != &sd_shared->subscriptions)
+		run_partition(walk, bucket, end, NULL, cxt);
 	else
-		run_partition(walk, 0, (uint64) walk->table->mask + 1, NULL, cxt);
+		for (; bucket < end; bucket = (bucket / n + 1) * n)
+			run_partition(walk, bucket, Min(end, (bucket / n + 1) * n),
+						  &sd_shared->id_locks[bucket / n], cxt);
 	pfree(walk->rows);
 	pfree(walk->bytes);
 	MemoryContextDelete(cxt);
+}
+
+void
+walk_run(SdWalk *walk)
+{
+	run(walk, 0, (uint64) walk->table->mask + 1);
+}
+
+void
+walk_look_up(SdWalk *walk, uint32 hash)
+{
+	uint64		bucket = hash & walk->table->mask;
+
+	run(walk, bucket, bucket + 1);
 }

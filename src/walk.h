@@ -19,6 +19,7 @@ typedef struct SdWalk
 	/* given by the caller */
 	const SdHash *table;		/* one of sd_shared's */
 	Size		row_size;
+	Size		fetch;			/* a pointer in each member to what is needed; 0: none */
 	/* Called under the table's lock: copies, with the functions below only. */
 	void		(*collect) (struct SdWalk *walk, SdHashNode *node);
 	/* Called without a lock for each row, in a context that is then reset. */
@@ -41,6 +42,8 @@ typedef struct SdWalk
 
 /* Calls collect and emit for everything in the table. */
 extern void walk_run(SdWalk *walk);
+/* Only for what may have that hash. */
+extern void walk_look_up(SdWalk *walk, uint32 hash);
 
 /* A new, zeroed row, or NULL when this lot is full: then just return. */
 extern void *walk_row(SdWalk *walk);

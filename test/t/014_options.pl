@@ -56,24 +56,6 @@ like($err, qr/subdispatch\.max_listen_channels/, 'and names the setting');
 unlike($err, qr/ERROR/, 'but no error');
 $node->safe_psql('postgres', "SELECT subdispatch.publish('prefix.10', '1')");
 is(results($node, 'p10'), '1', 'such a channel gets what is published');
-# The place of one that nobody subscribes to any more goes to another, though it lingers; that of one that is gone, too.
-my $listening = 'SELECT count(*) FILTER (WHERE listening) FROM subdispatch.channels';
-my $one_less = "SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions WHERE channel = (SELECT channel FROM subdispatch.channels WHERE listening LIMIT 1)";
-poll_until($node, $listening, '5', 'five are LISTENed on');
-foreach my $n (11 .. 13)
-{
-	$node->safe_psql('postgres', $one_less);
-	is($node->safe_psql('postgres', $listening), '4', "one of them goes, $n");
-	$node->safe_psql('postgres', "SELECT subdispatch.subscribe('prefix.$n', id => 'p$n')");
-	poll_until($node, $listening, '5', 'a new one asks: five again');
-}
-$node->safe_psql('postgres', "ALTER SYSTEM SET subdispatch.event_history_size = 0");
-$node->reload;
-eventually('without a history none lingers', sub { my $kept = $node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE name = 'subdispatch.event_history_size' AND setting = '0'"); return ($kept eq '1', $kept) });
-$node->safe_psql('postgres', $one_less);
-poll_until($node, $listening, '5', 'one goes for good: five again, though nobody asked');
-$node->safe_psql('postgres', "ALTER SYSTEM RESET subdispatch.event_history_size");
-$node->reload;
 $node->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions");
 # A setting that is changed while they run. What is not JSON in the list, is refused or is a name.
 $node->safe_psql('postgres', "ALTER SYSTEM SET subdispatch.listen_channels = 'other'");
@@ -116,6 +98,27 @@ $node->safe_psql('postgres', 'INSERT INTO go VALUES (true)');
 is(results($node, 'slow'), 'went', 'until it may go');
 is($node->safe_psql('postgres', "SELECT $through + count(subdispatch.next_response('other ' || n)) FROM generate_series(1, 16) n"), '16', 'and the rest came as well');
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|signal 11|signal 6/, 'no crash');
+$node->stop;
+
+# ---- max_listen_channels ----
+
+# The place of one that nobody subscribes to any more goes to another, though it lingers; that of one that is gone, too.
+$node = start_node('places', dispatchers => 1, max_listen_channels => 5);
+$node->safe_psql('postgres', "SELECT subdispatch.subscribe('prefix.' || n, id => 'p' || n) FROM generate_series(1, 10) n");
+my $listening = 'SELECT count(*) FILTER (WHERE listening) FROM subdispatch.channels';
+my $one_less = "SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions WHERE channel = (SELECT channel FROM subdispatch.channels WHERE listening LIMIT 1)";
+poll_until($node, $listening, '5', 'five are LISTENed on');
+foreach my $n (11 .. 13)
+{
+	$node->safe_psql('postgres', $one_less);
+	$node->safe_psql('postgres', "SELECT subdispatch.subscribe('prefix.$n', id => 'p$n')");
+	poll_until($node, $listening, '5', 'a new one asks: five again');
+}
+$node->safe_psql('postgres', "ALTER SYSTEM SET subdispatch.event_history_size = 0");
+$node->reload;
+eventually('without a history none lingers', sub { my $kept = $node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE name = 'subdispatch.event_history_size' AND setting = '0'"); return ($kept eq '1', $kept) });
+$node->safe_psql('postgres', $one_less);
+poll_until($node, $listening, '5', 'one goes for good: five again, though nobody asked');
 $node->stop;
 
 done_testing();

@@ -60,6 +60,15 @@ CALL fill(0);
 SQL
 cmp_ok($fit, '>', 32 * 1024 * 1024 / 1300, "$fit fit into 32 MB");
 is($node->safe_psql('postgres', 'SELECT count(*) FROM subdispatch.subscriptions'), $fit, 'those that fitted are there');
+# They leave a reserve, so events still find room, and their responses; nothing of it goes to subscriptions meanwhile.
+foreach my $round (1 .. 3)
+{
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('c', jsonb_build_object('n', n, 'x', repeat('x', 3000))) FROM generate_series(0, 99) n");
+	is($node->safe_psql('postgres', "SELECT subdispatch.wait_dispatched('60s')"), 't', 'events are dispatched when subscriptions have filled the memory');
+	($out, $err) = try_sql($node, "SELECT subdispatch.subscribe('c', id => 'one more', filter => '{\"n\": -1}', variables => jsonb_build_object('x', repeat('x', 10000)))");
+	like($err, qr/out of shared memory.*kB are kept for events.*subdispatch\.shared_memory_size/s, 'no subscription takes what was kept for them');
+	is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE dropped = 0 AND length(response) > 3000) FROM generate_series(0, 9) g, LATERAL subdispatch.poll('g' || g, 1000)"), '100', 'and read');
+}
 my $half = int($fit / 2);
 is($node->safe_psql('postgres', "SELECT count(*) FILTER (WHERE subdispatch.unsubscribe('s' || n)) FROM generate_series(0, $half - 1) n"), $half, 'half of them go');
 $node->safe_psql('postgres', "SELECT subdispatch.publish('c', jsonb_build_object('n', $fit - 1))");
