@@ -76,6 +76,38 @@ is(results($node, 's' . ($fit - 1)), '{"n": ' . ($fit - 1) . '}', 'the others wo
 is($node->safe_psql('postgres', "SELECT sum(subdispatch.close_consumer('g' || n)) FROM generate_series(0, 9) n"), $fit - $half, 'all go');
 is(memory_in_use($node), $empty, 'and all memory is back');
 
+# ---- many consumers of a stream, many members of a connection ----
+
+# More than are seen to while a lock is held once.
+my $all_come = "SELECT count(*) || ' ' || count(DISTINCT subscription_id) FROM generate_series(0, 299) c, LATERAL subdispatch.poll('c' || c) WHERE dropped = 0";
+$node->safe_psql('postgres', "SELECT subdispatch.subscribe('m', id => 'm' || n, consumer => 'c' || n % 300, connection_id => 'ws') FROM generate_series(1, 600) n");
+sub publish_m
+{
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('m', '1')");
+	return $node->safe_psql('postgres', "SELECT subdispatch.wait_dispatched('60s')");
+}
+foreach my $round (1 .. 3)
+{
+	publish_m();
+	is($node->safe_psql('postgres', $all_come), '600 600', "every consumer is told, $round");
+}
+is($node->safe_psql('postgres', "SELECT sum(subdispatch.close_consumer('c' || n)) FROM generate_series(0, 99) n"), '200', 'some go');
+$node->safe_psql('postgres', "SELECT subdispatch.open_consumer('c' || n) FROM generate_series(0, 99) n");
+publish_m();
+is($node->safe_psql('postgres', $all_come), '400 400', 'the others are told');
+is($node->safe_psql('postgres', "SELECT subdispatch.pause('ws', 'c200')"), '2', 'a consumer of the connection is paused');
+publish_m();
+is($node->safe_psql('postgres', $all_come), '398 398', 'and gets nothing');
+is($node->safe_psql('postgres', "SELECT subdispatch.pause('ws')"), '400', 'all of it is paused');
+publish_m();
+is($node->safe_psql('postgres', $all_come), '0 0', 'and nobody gets anything');
+is($node->safe_psql('postgres', "SELECT subdispatch.resume('ws')"), '400', 'until it is resumed');
+is($node->safe_psql('postgres', $all_come), '402 400', 'then all of it comes');
+is($node->safe_psql('postgres', "SELECT subdispatch.disconnect('ws', 'c250')"), '2', 'disconnect() ends those of a consumer');
+is($node->safe_psql('postgres', "SELECT subdispatch.disconnect('ws')"), '398', 'and all others');
+$node->safe_psql('postgres', "SELECT subdispatch.close_consumer('c' || n) FROM generate_series(0, 299) n");
+is(memory_in_use($node), $empty, 'and all memory is back');
+
 # ---- all ways to end ----
 
 my %ends = (
