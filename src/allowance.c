@@ -33,7 +33,7 @@ user_passes(SdStream *stream, bool take)
 
 	if (rate <= 0)
 		return true;
-	user = stream->identity->user;
+	user = stream_identity(stream)->user;
 	if (user == NULL)
 		return true;
 	now = GetCurrentTimestamp();
@@ -45,9 +45,9 @@ user_passes(SdStream *stream, bool take)
 }
 
 bool
-allowance_pass(SdStream *stream, bool take)
+allowance_ask(SdStream *stream, bool take)
 {
-	SdStreamLimit *limit = stream->rate;
+	SdStreamLimit *limit = stream_rate(stream);
 	TimestampTz now;
 
 	if (limit == NULL)
@@ -64,10 +64,10 @@ allowance_pass(SdStream *stream, bool take)
 void
 allowance_give_back(SdStream *stream, const TokenBucket *before)
 {
-	SdQuota    *user = stream->identity->user;
+	SdQuota    *user = stream_identity(stream)->user;
 
-	if (stream->rate)
-		stream->rate->tokens = *before;
+	if (stream_rate(stream))
+		stream_rate(stream)->tokens = *before;
 	if (user == NULL)
 		return;
 	SpinLockAcquire(&user->mutex);

@@ -14,7 +14,16 @@
  * Has the stream a token, and its user?  Takes them if take is true: both or
  * none.  To take is the channel's dispatcher's alone; others get a guess.
  */
-extern bool allowance_pass(SdStream *stream, bool take);
+extern bool allowance_ask(SdStream *stream, bool take);
+
+/* Most streams have no limit at all, which is quickly seen. */
+static inline bool
+allowance_pass(SdStream *stream, bool take)
+{
+	if (stream->extras == 0 && subdispatch_user_rate_limit <= 0)
+		return true;
+	return allowance_ask(stream, take);
+}
 
 /*
  * Gives back what allowance_pass() took for the stream's last response: *before

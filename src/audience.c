@@ -76,7 +76,7 @@ unpin_visited(int first)
 
 	npins = first;
 	for (int i = first; i < n; i++)
-		if (OidIsValid(pins[i]->resolver))
+		if (OidIsValid(stream_resolver(pins[i])))
 			pins[npins++] = pins[i];
 		else
 			stream_unpin(pins[i]);
@@ -149,9 +149,9 @@ get_paths(SdChannel *channel, int *n)
 	return places;
 }
 
-/* Caller holds registry_lock. */
+/* Caller holds registry_lock, and lends *alone. */
 static SdStreamVec *
-place_streams(SdChannel *channel, const Place *place)
+place_streams(SdChannel *channel, const Place *place, SdStreamVec *alone)
 {
 	switch (place->kind)
 	{
@@ -160,7 +160,7 @@ place_streams(SdChannel *channel, const Place *place)
 		case PLACE_FILTERED:
 			return &channel->filtered;
 		default:
-			return registry_bucket(channel, place->path, place->pathlen, place->value_hash);
+			return index_find(channel, place->path, place->pathlen, place->value_hash, alone);
 	}
 }
 
@@ -173,11 +173,12 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 	do
 	{
 		int			first = npins;
+		SdStreamVec alone;
 
 		reserve_pins(STREAMS_PER_LOCK);
 		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-		npins += registry_pin_streams(place_streams(channel, place), &at, pins + npins,
-									  STREAMS_PER_LOCK);
+		npins += registry_pin_streams(place_streams(channel, place, &alone), &at,
+									  pins + npins, STREAMS_PER_LOCK);
 		LWLockRelease(&sd_shared->registry_lock);
 
 		e->peers = pins + first;
@@ -185,7 +186,7 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 		for (int i = first; i < npins; i++)
 		{
 			if (i + FETCH_AHEAD < npins)
-				stream_fetch_parts(pins[i + FETCH_AHEAD]);
+				stream_fetch_parts(pins[i + FETCH_AHEAD], e->ev->source == SD_SOURCE_CHANGE);
 			visit(e, pins[i]);
 		}
 		e->npeers = 0;

@@ -82,7 +82,7 @@ join_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 
 	if (row == NULL || !row->shared || row->taken.body != entry->body || !ids_fit(sub))
 		return false;
-	(void) batch_put_text(sub->strings, sub->id_len);
+	(void) batch_put_text(sub_id(sub), sub->id_len);
 	row->ids_size = read_batch->used - row->id;
 	row->nids++;
 	stream_advance(stream, sub);
@@ -102,7 +102,7 @@ start_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 	row = &read_batch->rows[read_batch->nrows++];
 	memset(row, 0, sizeof(ReadRow));
 	row->taken = taken;
-	row->id = batch_put_text(sub->strings, sub->id_len);
+	row->id = batch_put_text(sub_id(sub), sub->id_len);
 	row->ids_size = read_batch->used - row->id;
 	row->nids = 1;
 	row->shared = true;
@@ -157,27 +157,26 @@ poll_one(Turn *t, SdStream *stream, SdSubscription *sub)
 static bool
 poll_link(Turn *t, SdLink *link)
 {
-	SdStream   *stream = link->stream;
-	dlist_head	again;
+	SdStream   *stream = link_stream(link);
+	SdList		again = {0};
 	bool		more;
 
-	dlist_init(&again);
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	link_settle(link);
-	while (!t->full && !dlist_is_empty(&link->behind))
+	while (!t->full && !sd_list_is_empty(&link->behind))
 	{
-		SdSubscription *sub = dlist_head_element(SdSubscription, node, &link->behind);
+		SdSubscription *sub = sd_list_container(SdSubscription, node, sd_list_first(&link->behind));
 
 		(void) poll_one(t, stream, sub);
 		if (t->full)
 			break;
-		dlist_delete(&sub->node);
-		dlist_push_tail(stream_drained(stream, sub) ? &link->current : &again, &sub->node);
+		sd_list_remove(&link->behind, &sub->node);
+		sd_list_push_tail(stream_drained(stream, sub) ? &link->current : &again, &sub->node);
 		if (++t->seen == SEEN_PER_LOCK && !t->poll->acking)
 			t->full = t->pausing = true;
 	}
-	dlist_append_all(&link->behind, &again);
-	more = !dlist_is_empty(&link->behind);
+	sd_list_append_all(&link->behind, &again);
+	more = !sd_list_is_empty(&link->behind);
 	LWLockRelease(&stream->lock);
 	return more;
 }
@@ -188,9 +187,9 @@ pop_ready(SdConsumer *consumer)
 	SdLink	   *link = NULL;
 
 	SpinLockAcquire(&consumer->mutex);
-	if (!dlist_is_empty(&consumer->ready))
+	if (!sd_list_is_empty(&consumer->ready))
 	{
-		link = dlist_container(SdLink, ready_node, dlist_pop_head_node(&consumer->ready));
+		link = sd_list_container(SdLink, ready_node, sd_list_pop_head(&consumer->ready));
 		link->ready = false;
 	}
 	SpinLockRelease(&consumer->mutex);
@@ -205,9 +204,9 @@ push_ready(SdConsumer *consumer, SdLink *link, bool had_turn)
 	if (!link->ready)
 	{
 		if (had_turn)
-			dlist_push_tail(&consumer->ready, &link->ready_node);
+			sd_list_push_tail(&consumer->ready, &link->ready_node);
 		else
-			dlist_push_head(&consumer->ready, &link->ready_node);
+			sd_list_push_head(&consumer->ready, &link->ready_node);
 		link->ready = true;
 	}
 	SpinLockRelease(&consumer->mutex);
@@ -217,14 +216,12 @@ push_ready(SdConsumer *consumer, SdLink *link, bool had_turn)
 static void
 poll_ended(Turn *t)
 {
-	dlist_iter	iter;
-
 	if (pg_atomic_read_u32(&t->consumer->nended) == 0)
 		return;
-	dlist_foreach(iter, &t->consumer->ended)
+	sd_list_foreach(node, &t->consumer->ended)
 	{
-		SdSubscription *sub = dlist_container(SdSubscription, node, iter.cur);
-		SdStream   *stream = sub->stream;
+		SdSubscription *sub = sd_list_container(SdSubscription, node, node);
+		SdStream   *stream = sub_stream(sub);
 		bool		took = true;
 
 		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
@@ -283,7 +280,7 @@ consumer_drained(SdConsumer *consumer)
 	if (pg_atomic_read_u32(&consumer->nended) != 0)
 		return false;
 	SpinLockAcquire(&consumer->mutex);
-	drained = dlist_is_empty(&consumer->ready);
+	drained = sd_list_is_empty(&consumer->ready);
 	SpinLockRelease(&consumer->mutex);
 	return drained;
 }
@@ -477,23 +474,25 @@ reader_repeat(const ReadPoll *poll, ReadBatch *part)
 static bool
 link_readable(SdLink *link, TimestampTz now, TimestampTz *retry_at)
 {
-	SdStream   *stream = link->stream;
-	dlist_mutable_iter iter;
+	SdStream   *stream = link_stream(link);
+	SdListNode *node;
+	SdListNode *next;
 	bool		readable = false;
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	link_settle(link);
-	dlist_foreach_modify(iter, &link->behind)
+	for (node = sd_list_first(&link->behind); node; node = next)
 	{
-		SdSubscription *sub = dlist_container(SdSubscription, node, iter.cur);
+		SdSubscription *sub = sd_list_container(SdSubscription, node, node);
 
+		next = sd_list_next(&link->behind, node);
 		readable = stream_readable(stream, sub, now, retry_at);
 		if (readable)
 			break;
 		if (stream_drained(stream, sub))
 		{
-			dlist_delete(&sub->node);
-			dlist_push_tail(&link->current, &sub->node);
+			sd_list_remove(&link->behind, &sub->node);
+			sd_list_push_tail(&link->current, &sub->node);
 		}
 	}
 	LWLockRelease(&stream->lock);
@@ -507,18 +506,16 @@ link_readable(SdLink *link, TimestampTz now, TimestampTz *retry_at)
 static bool
 ended_readable(SdConsumer *consumer, TimestampTz now, TimestampTz *retry_at)
 {
-	dlist_iter	iter;
-
 	if (pg_atomic_read_u32(&consumer->nended) == 0)
 		return false;
-	dlist_foreach(iter, &consumer->ended)
+	sd_list_foreach(node, &consumer->ended)
 	{
-		SdSubscription *sub = dlist_container(SdSubscription, node, iter.cur);
+		SdSubscription *sub = sd_list_container(SdSubscription, node, node);
 		bool		readable;
 
-		LWLockAcquire(&sub->stream->lock, LW_EXCLUSIVE);
-		readable = stream_readable(sub->stream, sub, now, retry_at);
-		LWLockRelease(&sub->stream->lock);
+		LWLockAcquire(&sub_stream(sub)->lock, LW_EXCLUSIVE);
+		readable = stream_readable(sub_stream(sub), sub, now, retry_at);
+		LWLockRelease(&sub_stream(sub)->lock);
 		if (readable)
 			return true;
 	}

@@ -49,7 +49,7 @@ void
 stream_count_dropped(SdStream *stream, uint64 n)
 {
 	if (n > 0)
-		stats_add(&stream->channel->db->stats, SD_STAT_RESPONSES_DROPPED, n);
+		stats_add(&stream_channel(stream)->db->stats, SD_STAT_RESPONSES_DROPPED, n);
 }
 
 /* Takes over what the stream had lost by the time of an entry, or by now. */
@@ -65,9 +65,9 @@ collect_loss(SdSubscription *sub, uint64 lost, uint32 gaps)
 static void
 settle_drop_oldest(SdStream *stream, SdSubscription *sub)
 {
-	uint64		from = Max(sub->cursor, stream->tail);
+	uint64		from = Max(sub->cursor, stream_tail(stream));
 
-	if (sub->resume && sub->overflow == SD_DROP_OLDEST)
+	if (sub_resume(sub) && sub->overflow == SD_DROP_OLDEST)
 		resume_make_room(sub, stream->head - from,
 						 stream->bytes - stream_bytes_before(stream, from), from > sub->cursor);
 	/* What the ring no longer has was given up for all who were behind. */
@@ -92,7 +92,7 @@ settle_drop_oldest(SdStream *stream, SdSubscription *sub)
 void
 cursor_lower_limits(SdStream *stream, SdSubscription *sub)
 {
-	SdStrict   *strict = stream->strict;
+	SdStrict   *strict = stream_strict(stream);
 	uint32		n = Min(resume_pending(sub), sub->max_pending);
 	uint64		bytes = Min(resume_bytes(sub), sub->max_pending_bytes);
 
@@ -120,9 +120,9 @@ join_ring(SdStream *stream, SdSubscription *sub)
 	stream->keep_bytes = Max(stream->keep_bytes, sub->max_pending_bytes);
 	if (sub->overflow != SD_DROP_OLDEST)
 	{
-		if (stream->strict->n++ == 0)
-			cursor_no_limits(stream->strict);
-		dlist_push_tail(&stream->strict->attached, &sub->strict_node);
+		if (stream_strict(stream)->n++ == 0)
+			cursor_no_limits(stream_strict(stream));
+		sd_list_push_tail(&stream_strict(stream)->attached, sub_strict_node(sub));
 		cursor_lower_limits(stream, sub);
 	}
 }
@@ -149,10 +149,12 @@ stream_miss(SdStream *stream, SdSubscription *sub)
 static void
 discard_ring(SdStream *stream)
 {
-	trash_ring(stream->ring, stream->ring_size, stream->tail, stream->head);
-	stream->ring = NULL;
+	trash_ring(stream_ring(stream), stream->ring_size, stream_tail(stream),
+			   stream->head);
+	stream->ring = 0;
 	stream->ring_size = 0;
-	stream->tail = stream->head;
+	stream->nkept = 0;
+	stream->kept_bytes = 0;
 }
 
 static void
@@ -162,13 +164,13 @@ leave_ring(SdStream *stream, SdSubscription *sub)
 	if (stream->nattached == 1)
 		discard_ring(stream);
 	else
-		for (uint64 n = Max(sub->cursor, stream->tail); n < stream->head; n++)
+		for (uint64 n = Max(sub->cursor, stream_tail(stream)); n < stream->head; n++)
 			pass(stream, n);
 	sub->attached = false;
 	if (sub->overflow != SD_DROP_OLDEST)
 	{
-		dlist_delete(&sub->strict_node);
-		stream->strict->n--;
+		sd_list_remove(&stream_strict(stream)->attached, sub_strict_node(sub));
+		stream_strict(stream)->n--;
 	}
 	if (--stream->nattached == 0)
 	{
@@ -181,10 +183,10 @@ leave_ring(SdStream *stream, SdSubscription *sub)
 static void
 free_private_queue(SdSubscription *sub)
 {
-	if (sub->queue == NULL)
+	if (sub->queue == 0)
 		return;
-	trash_queue(sub->queue);
-	sub->queue = NULL;
+	trash_queue(sub_queue(sub));
+	sub->queue = 0;
 }
 
 void
@@ -214,15 +216,17 @@ cursor_detach(SdStream *stream, SdSubscription *sub)
 	n = stream->head - sub->cursor;
 	if (n > 0)
 	{
-		sub->queue = sd_alloc(SD_MEM_RESPONSE,
-							  offsetof(SdPrivateQueue, entries) + n * sizeof(SdKept));
-		if (sub->queue)
+		SdPrivateQueue *queue = sd_alloc(SD_MEM_RESPONSE,
+										 offsetof(SdPrivateQueue, entries) + n * sizeof(SdKept));
+
+		sub->queue = sd_ref(queue);
+		if (queue)
 		{
-			sub->queue->n = n;
+			queue->n = n;
 			for (uint32 i = 0; i < n; i++)
 			{
 				SdEntry    *entry = ENTRY(stream, sub->cursor + i);
-				SdKept	   *kept = &sub->queue->entries[i];
+				SdKept	   *kept = &queue->entries[i];
 
 				kept->body = body_ref(entry->body);
 				kept->lost = entry_lost(stream, entry);
@@ -264,11 +268,11 @@ stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end)
 		stream->ndetached--;
 	/* What is queued is told first: the rest was lost after that. */
 	skipped = stream->head - sub->detached_at;
-	if (sub->queue)
+	if (sub_queue(sub))
 	{
-		sub->queue->end_lost = stream->lost;
-		sub->queue->end_gaps = stream->gaps;
-		sub->queue->end_skipped = skipped;
+		sub_queue(sub)->end_lost = stream->lost;
+		sub_queue(sub)->end_gaps = stream->gaps;
+		sub_queue(sub)->end_skipped = skipped;
 	}
 	else
 	{
@@ -279,7 +283,7 @@ stream_end_locked(SdStream *stream, SdSubscription *sub, SdEnd end)
 	sub->end = end;
 	sub->ended_at = GetCurrentTimestamp();
 	if (sub->overflow != SD_DROP_OLDEST)
-		dlist_push_tail(&stream->strict->ending, &sub->strict_node);
+		sd_list_push_tail(&stream_strict(stream)->ending, sub_strict_node(sub));
 	pg_atomic_fetch_add_u64(&stream->version, 1);
 }
 
@@ -322,7 +326,7 @@ take_replayed(SdSubscription *sub, Size room, SdTaken *taken)
 static SdTakeResult
 take_private(SdStream *stream, SdSubscription *sub, Size room, SdTaken *taken)
 {
-	SdPrivateQueue *q = sub->queue;
+	SdPrivateQueue *q = sub_queue(sub);
 	SdKept	   *entry = &q->entries[q->next];
 
 	if (entry->body->len > room)
@@ -364,14 +368,14 @@ settle(SdStream *stream, SdSubscription *sub)
 {
 	if (sub->attached)
 		settle_drop_oldest(stream, sub);
-	else if (sub->resume == NULL && sub->queue == NULL && sub->end == SD_END_NONE)
+	else if (sub->resume == 0 && sub->queue == 0 && sub->end == SD_END_NONE)
 		reattach(stream, sub);
 }
 
 static bool
 has_entry(SdStream *stream, SdSubscription *sub)
 {
-	return resume_pending(sub) > 0 || sub->queue != NULL || (sub->attached && sub->cursor < stream->head);
+	return resume_pending(sub) > 0 || sub->queue != 0 || (sub->attached && sub->cursor < stream->head);
 }
 
 /* Is there a loss to tell by a notice of its own, and may it be told now? */
@@ -408,7 +412,7 @@ stream_take(SdStream *stream, SdSubscription *sub, TimestampTz now, Size room,
 	settle(stream, sub);
 	if (resume_pending(sub) > 0)
 		return take_replayed(sub, room, taken);
-	if (sub->queue)
+	if (sub_queue(sub))
 		return take_private(stream, sub, room, taken);
 	if (has_entry(stream, sub))
 		return take_from_ring(stream, sub, room, taken);
@@ -437,7 +441,7 @@ bool
 stream_drained(SdStream *stream, SdSubscription *sub)
 {
 	return sub->attached && sub->cursor == stream->head && sub->end == SD_END_NONE &&
-		sub->resume == NULL &&
+		sub->resume == 0 &&
 		sub->lost_seen == stream->lost && sub->gaps_seen == stream->gaps &&
 		sub->untold.count == 0 && !sub->untold.unknown;
 }
@@ -448,7 +452,7 @@ stream_shared_entry(SdStream *stream, SdSubscription *sub)
 	const SdEntry *entry;
 
 	settle(stream, sub);
-	if (sub->resume || sub->queue || !has_entry(stream, sub))
+	if (sub_resume(sub) || sub_queue(sub) || !has_entry(stream, sub))
 		return NULL;
 	entry = ENTRY(stream, sub->cursor);
 	if (entry_lost(stream, entry) != sub->lost_seen || entry->gaps != sub->gaps_seen ||
@@ -477,8 +481,8 @@ stream_own_pending(SdStream *stream, SdSubscription *sub)
 	uint64		n;
 
 	if (!sub->attached)
-		return sub->queue ? sub->queue->n - sub->queue->next : 0;
-	n = stream->head - Max(sub->cursor, stream->tail);
+		return sub_queue(sub) ? sub_queue(sub)->n - sub_queue(sub)->next : 0;
+	n = stream->head - Max(sub->cursor, stream_tail(stream));
 	return sub->overflow == SD_DROP_OLDEST ? Min(n, sub->max_pending) : n;
 }
 
@@ -495,9 +499,9 @@ stream_dropped(SdStream *stream, SdSubscription *sub)
 
 	if (sub->end != SD_END_NONE)
 	{
-		if (sub->queue)
-			n += sub->queue->end_skipped + sub->queue->end_lost - sub->lost_seen +
-				(uint32) (sub->queue->end_gaps - sub->gaps_seen);
+		if (sub_queue(sub))
+			n += sub_queue(sub)->end_skipped + sub_queue(sub)->end_lost - sub->lost_seen +
+				(uint32) (sub_queue(sub)->end_gaps - sub->gaps_seen);
 		return n;
 	}
 	if (sub->attached)

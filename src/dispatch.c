@@ -391,7 +391,7 @@ run_isolated(DispatchEvent *e)
 
 		if (attempt_unless_conflict(&t))
 			continue;
-		dispatch_log_failure(e->work[from]->resolver, t.error, NULL);
+		dispatch_log_failure(stream_resolver(e->work[from]), t.error, NULL);
 		if (t.at == from)		/* it failed before it called anything */
 			t.at = from + 1;
 		respond_failure(e, e->work + from, t.at - from, RESOLVER_FAILED,

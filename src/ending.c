@@ -39,9 +39,9 @@
 static void
 structural_end(SdSubscription *sub)
 {
-	SdStream   *stream = sub->stream;
-	SdLink	   *link = sub->link;
-	SdDatabase *db = stream->channel->db;
+	SdStream   *stream = sub_stream(sub);
+	SdLink	   *link = sub_link(sub);
+	SdDatabase *db = stream_channel(stream)->db;
 
 	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
 	Assert(!sub->structurally_ended);
@@ -50,9 +50,9 @@ structural_end(SdSubscription *sub)
 	if (sub->end == SD_END_NONE)
 		stream_leave(stream, sub);
 	else if (sub->overflow != SD_DROP_OLDEST)
-		dlist_delete(&sub->strict_node);	/* from strict->ending */
-	dlist_delete(&sub->node);
-	sub->link = NULL;
+		sd_list_remove(&stream_strict(stream)->ending, sub_strict_node(sub));
+	link_leave(link, sub, sub->paused);
+	sub->link = 0;
 	sub->structurally_ended = true;
 	if (--link->nsubscriptions == 0)
 		link_remove(link);
@@ -61,11 +61,11 @@ structural_end(SdSubscription *sub)
 	pg_atomic_fetch_sub_u32(&sd_shared->nsubscriptions, 1);
 	pg_atomic_fetch_sub_u32(&db->nsubscriptions, 1);
 	pg_atomic_write_u64(&db->last_needed, GetCurrentTimestamp());
-	registry_count_quotas(stream->identity, -1);
-	if (sub->connection)
-		sub->connection->nlive--;
-	if (sub->consumer)
-		sub->consumer->nsubscriptions--;
+	registry_count_quotas(stream_identity(stream), -1);
+	if (sub_connection(sub))
+		sub_connection(sub)->nlive--;
+	if (sub_consumer(sub))
+		sub_consumer(sub)->nsubscriptions--;
 	registry_leave_stream(stream);
 }
 
@@ -73,27 +73,27 @@ structural_end(SdSubscription *sub)
 static void
 announce_end(SdSubscription *sub)
 {
-	SdConsumer *consumer = sub->consumer;
+	SdConsumer *consumer = sub_consumer(sub);
 
-	stats_add(&sub->stream->channel->db->stats, SD_STAT_SUBSCRIPTIONS_ENDED, 1);
+	stats_add(&stream_channel(sub_stream(sub))->db->stats, SD_STAT_SUBSCRIPTIONS_ENDED, 1);
 	if (sub->end == SD_END_IDLE || sub->end == SD_END_LIFETIME)
-		stats_add(&sub->stream->channel->db->stats, SD_STAT_SUBSCRIPTIONS_EXPIRED, 1);
+		stats_add(&stream_channel(sub_stream(sub))->db->stats, SD_STAT_SUBSCRIPTIONS_EXPIRED, 1);
 	if (consumer && sub->paused)
-		dlist_push_tail(&consumer->paused_ended, &sub->node);
+		sd_list_push_tail(&consumer->paused_ended, &sub->node);
 	else if (consumer)
 	{
-		dlist_push_tail(&consumer->ended, &sub->node);
+		sd_list_push_tail(&consumer->ended, &sub->node);
 		pg_atomic_fetch_add_u32(&consumer->nended, 1);
 		sd_wake(consumer);
 	}
-	sd_wake(sub->stream);
+	sd_wake(sub_stream(sub));
 }
 
 /* Ends it with a last message.  Caller holds registry_lock exclusive. */
 void
 subscription_end_one(SdSubscription *sub, SdEnd end)
 {
-	SdStream   *stream = sub->stream;
+	SdStream   *stream = sub_stream(sub);
 
 	if (sub->structurally_ended)
 		return;
@@ -108,7 +108,7 @@ subscription_end_one(SdSubscription *sub, SdEnd end)
 void
 subscription_destroy(SdSubscription *sub)
 {
-	SdStream   *stream = sub->stream;
+	SdStream   *stream = sub_stream(sub);
 	LWLock	   *lock = subscription_id_lock(sub->hnode.hash);
 
 	/*
@@ -121,25 +121,26 @@ subscription_destroy(SdSubscription *sub)
 
 	if (!sub->structurally_ended)
 		structural_end(sub);
-	else if (sub->consumer)
+	else if (sub_consumer(sub))
 	{
-		dlist_delete(&sub->node);
+		sd_list_remove(sub->paused ? &sub_consumer(sub)->paused_ended : &sub_consumer(sub)->ended,
+					   &sub->node);
 		if (!sub->paused)
-			pg_atomic_fetch_sub_u32(&sub->consumer->nended, 1);
+			pg_atomic_fetch_sub_u32(&sub_consumer(sub)->nended, 1);
 	}
-	if (sub->connection)
+	if (sub_connection(sub))
 	{
-		dlist_delete(&sub->connection_node);
-		sub->connection->nmembers--;
-		registry_drop_connection(sub->connection);
+		sd_list_remove(&sub_connection(sub)->subscriptions, &sub->connection_node);
+		sub_connection(sub)->nmembers--;
+		registry_drop_connection(sub_connection(sub));
 	}
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	stream_leave(stream, sub);
 	pg_atomic_fetch_add_u64(&stream->version, 1);
 	LWLockRelease(&stream->lock);
 	sd_wake(stream);
-	if (sub->consumer)
-		sd_wake(sub->consumer);
+	if (sub_consumer(sub))
+		sd_wake(sub_consumer(sub));
 	stream_unpin(stream);
 	sd_free(sub);
 }
@@ -151,8 +152,8 @@ any_ending(SdStream *stream)
 	SdSubscription *sub = NULL;
 
 	LWLockAcquire(&stream->lock, LW_SHARED);
-	if (stream->strict && !dlist_is_empty(&stream->strict->ending))
-		sub = dlist_head_element(SdSubscription, strict_node, &stream->strict->ending);
+	if (stream_strict(stream) && !sd_list_is_empty(&stream_strict(stream)->ending))
+		sub = sub_of_strict_node(sd_list_first(&stream_strict(stream)->ending));
 	LWLockRelease(&stream->lock);
 	return sub;
 }
@@ -178,26 +179,25 @@ subscription_finish_ends(SdStream *stream)
 static SdSubscription *
 any_of_link(SdLink *link)
 {
-	if (!dlist_is_empty(&link->behind))
-		return dlist_head_element(SdSubscription, node, &link->behind);
-	if (!dlist_is_empty(&link->current))
-		return dlist_head_element(SdSubscription, node, &link->current);
-	if (!dlist_is_empty(&link->paused))
-		return dlist_head_element(SdSubscription, node, &link->paused);
-	return NULL;
+	SdListNode *node = sd_list_first(&link->behind);
+
+	if (node == NULL)
+		node = sd_list_first(&link->current);
+	if (node == NULL)
+		node = sd_list_first(&link->paused);
+	return node ? sd_list_container(SdSubscription, node, node) : NULL;
 }
 
 /* One live subscription of the stream, or NULL.  Registry held exclusive. */
 static SdSubscription *
 any_of_stream(SdStream *stream)
 {
-	dlist_iter	iter;
 	SdSubscription *sub = NULL;
 
 	LWLockAcquire(&stream->lock, LW_SHARED);
-	dlist_foreach(iter, &stream->links)
+	sd_list_foreach(node, &stream->links)
 	{
-		sub = any_of_link(dlist_container(SdLink, stream_node, iter.cur));
+		sub = any_of_link(sd_list_container(SdLink, stream_node, node));
 		if (sub)
 			break;
 	}
@@ -317,7 +317,7 @@ disconnect_some(Oid owner, const char *name, const char *consumer, uint32 *left)
 			SdSubscription *sub = registry_next_member(connection);
 
 			(*left)--;
-			if (consumer && (sub->consumer == NULL || strcmp(sub->consumer->name, consumer) != 0))
+			if (consumer && (sub_consumer(sub) == NULL || strcmp(sub_consumer(sub)->name, consumer) != 0))
 				continue;
 			if (!sub->structurally_ended)
 				live++;
@@ -349,18 +349,20 @@ static SdSubscription *
 any_of_consumer(SdConsumer *consumer)
 {
 	SdSubscription *sub;
+	SdListNode *node = sd_list_first(&consumer->ended);
 	SdLink	   *link;
 
-	if (!dlist_is_empty(&consumer->ended))
-		return dlist_head_element(SdSubscription, node, &consumer->ended);
-	if (!dlist_is_empty(&consumer->paused_ended))
-		return dlist_head_element(SdSubscription, node, &consumer->paused_ended);
-	if (dlist_is_empty(&consumer->links))
+	if (node == NULL)
+		node = sd_list_first(&consumer->paused_ended);
+	if (node)
+		return sd_list_container(SdSubscription, node, node);
+	node = sd_list_first(&consumer->links);
+	if (node == NULL)
 		return NULL;
-	link = dlist_head_element(SdLink, consumer_node, &consumer->links);
-	LWLockAcquire(&link->stream->lock, LW_SHARED);
+	link = sd_list_container(SdLink, consumer_node, node);
+	LWLockAcquire(&link_stream(link)->lock, LW_SHARED);
 	sub = any_of_link(link);
-	LWLockRelease(&link->stream->lock);
+	LWLockRelease(&link_stream(link)->lock);
 	return sub;
 }
 

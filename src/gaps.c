@@ -46,7 +46,7 @@ note_for_those_who_resume(SdChannel *channel)
 static SdChannel *
 gapped_in(uint32 bucket)
 {
-	for (SdHashNode *node = sd_shared->channels.buckets[bucket]; node; node = node->next)
+	for (SdHashNode *node = sd_hash_first(&sd_shared->channels, bucket); node; node = sd_hash_next(node))
 	{
 		SdChannel  *channel = (SdChannel *) node;
 
@@ -146,7 +146,7 @@ gaps_raise(SdDatabase *database, const uint32 *bits)
 		sd_hash_fetch(table, from, from + BUCKETS_PER_LOCK, 0);
 		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 		for (uint32 i = from; i <= table->mask && i < from + BUCKETS_PER_LOCK; i++)
-			for (SdHashNode *node = table->buckets[i]; node; node = node->next)
+			for (SdHashNode *node = sd_hash_first(table, i); node; node = sd_hash_next(node))
 			{
 				SdChannel  *channel = (SdChannel *) node;
 				uint32		bit = channel->hash % SD_SKETCH_SIZE;

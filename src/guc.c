@@ -153,7 +153,7 @@ define_sizes(void)
 	define_int("subdispatch.shared_memory_size",
 			   "Shared memory for subscriptions, events and responses of all databases.",
 			   "It is asked for at server start and does not grow. A sixteenth of it, at most 16MB, is kept for events and responses.",
-			   &subdispatch_shared_memory_size, 8 * 1024, INT_MAX, PGC_POSTMASTER, GUC_UNIT_KB);
+			   &subdispatch_shared_memory_size, 8 * 1024, SD_MAX_SHARED_MEMORY, PGC_POSTMASTER, GUC_UNIT_KB);
 	define_int("subdispatch.event_queue_size",
 			   "How much the committed events may take that one dispatcher has not dispatched yet.",
 			   "The memory comes from subdispatch.shared_memory_size. A publisher that finds no room waits "

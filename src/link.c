@@ -41,7 +41,7 @@ link_match(const SdHashNode *node, const void *k)
 	const SdLink *link = &((const FurtherLink *) node)->link;
 	const LinkKey *key = k;
 
-	return link->stream == key->stream && link->consumer == key->consumer;
+	return link_stream(link) == key->stream && link_consumer(link) == key->consumer;
 }
 
 static SdLink *
@@ -51,12 +51,12 @@ find(SdStream *stream, SdConsumer *consumer)
 	SdLink	   *first = &stream->first_link;
 	SdHashNode *node;
 
-	if (first->nsubscriptions > 0 && first->consumer == consumer)
+	if (first->nsubscriptions > 0 && link_consumer(first) == consumer)
 		return first;
 	/* the usual case, without a look anywhere else */
-	if (dlist_is_empty(&stream->links) ||
-		(stream->links.head.next == &first->stream_node &&
-		 stream->links.head.prev == &first->stream_node))
+	if (sd_list_is_empty(&stream->links) ||
+		(sd_list_first(&stream->links) == &first->stream_node &&
+		 sd_list_next(&stream->links, &first->stream_node) == NULL))
 		return NULL;
 	node = sd_hash_find(&sd_shared->links, link_hash(&key), link_match, &key);
 	return node ? &((FurtherLink *) node)->link : NULL;
@@ -88,38 +88,35 @@ link_get(SdStream *stream, SdConsumer *consumer)
 		link = make_further(stream, consumer);
 	if (link == NULL)
 		return NULL;
-	link->stream = stream;
-	link->consumer = consumer;
-	link->fresh = false;
+	memset(link, 0, sizeof(SdLink));
+	link->stream = sd_ref(stream);
+	link->consumer = sd_ref(consumer);
 	link->told = stream->told;
-	dlist_init(&link->behind);
-	dlist_init(&link->current);
-	dlist_init(&link->paused);
-	dlist_push_tail(&stream->links, &link->stream_node);
+	sd_list_push_tail(&stream->links, &link->stream_node);
 	if (consumer)
-		dlist_push_tail(&consumer->links, &link->consumer_node);
+		sd_list_push_tail(&consumer->links, &link->consumer_node);
 	return link;
 }
 
 void
 link_remove(SdLink *link)
 {
-	SdConsumer *consumer = link->consumer;
+	SdConsumer *consumer = link_consumer(link);
 	FurtherLink *further;
 
 	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
-	Assert(LWLockHeldByMeInMode(&link->stream->lock, LW_EXCLUSIVE));
-	dlist_delete(&link->stream_node);
+	Assert(LWLockHeldByMeInMode(&link_stream(link)->lock, LW_EXCLUSIVE));
+	sd_list_remove(&link_stream(link)->links, &link->stream_node);
 	if (consumer)
 	{
-		dlist_delete(&link->consumer_node);
+		sd_list_remove(&consumer->links, &link->consumer_node);
 		SpinLockAcquire(&consumer->mutex);
 		if (link->ready)
-			dlist_delete(&link->ready_node);
+			sd_list_remove(&consumer->ready, &link->ready_node);
 		link->ready = false;
 		SpinLockRelease(&consumer->mutex);
 	}
-	if (link == &link->stream->first_link)
+	if (link == &link_stream(link)->first_link)
 		return;
 	further = (FurtherLink *) ((char *) link - offsetof(FurtherLink, link));
 	sd_hash_remove(&sd_shared->links, &further->hnode);

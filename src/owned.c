@@ -78,10 +78,6 @@ registry_get_consumer(SdDatabase *db, Oid owner, const char *name, bool *is_new,
 	consumer->owner = owner;
 	LWLockInitialize(&consumer->reading, sd_tranche_consumer);
 	SpinLockInit(&consumer->mutex);
-	dlist_init(&consumer->ready);
-	dlist_init(&consumer->links);
-	dlist_init(&consumer->ended);
-	dlist_init(&consumer->paused_ended);
 	pg_atomic_init_u32(&consumer->nended, 0);
 	pg_atomic_init_u64(&consumer->last_polled, GetCurrentTimestamp());
 	pg_atomic_init_u64(&consumer->pending_since, 0);
@@ -95,8 +91,8 @@ registry_get_consumer(SdDatabase *db, Oid owner, const char *name, bool *is_new,
 static bool
 consumer_is_empty(SdConsumer *consumer)
 {
-	return dlist_is_empty(&consumer->links) && dlist_is_empty(&consumer->ended) &&
-		dlist_is_empty(&consumer->paused_ended);
+	return sd_list_is_empty(&consumer->links) && sd_list_is_empty(&consumer->ended) &&
+		sd_list_is_empty(&consumer->paused_ended);
 }
 
 void
@@ -155,7 +151,6 @@ registry_get_connection(Oid owner, const char *name)
 		return NULL;
 	connection->dboid = MyDatabaseId;
 	connection->owner = owner;
-	dlist_init(&connection->subscriptions);
 	dlist_init(&connection->pause_exceptions);
 	connection->namelen = strlen(name);
 	strcpy(connection->name, name);
@@ -166,7 +161,7 @@ registry_get_connection(Oid owner, const char *name)
 void
 registry_drop_connection(SdConnection *connection)
 {
-	if (connection->nlive > 0 || !dlist_is_empty(&connection->subscriptions))
+	if (connection->nlive > 0 || !sd_list_is_empty(&connection->subscriptions))
 		return;
 	sd_hash_remove(&sd_shared->connections, &connection->hnode);
 	pause_forget(connection);
@@ -176,13 +171,12 @@ registry_drop_connection(SdConnection *connection)
 SdSubscription *
 registry_next_member(SdConnection *connection)
 {
-	dlist_node *node;
+	SdListNode *node = sd_list_first(&connection->subscriptions);
 
-	if (dlist_is_empty(&connection->subscriptions))
+	if (node == NULL)
 		return NULL;
-	node = dlist_pop_head_node(&connection->subscriptions);
-	dlist_push_tail(&connection->subscriptions, node);
-	return dlist_container(SdSubscription, connection_node, node);
+	sd_list_rotate(&connection->subscriptions);
+	return sd_list_container(SdSubscription, connection_node, node);
 }
 
 /* ---- quotas ---- */
@@ -301,7 +295,7 @@ consumer_is_idle(SdConsumer *consumer, TimestampTz now)
 static bool
 has_idle(uint32 bucket, Oid dboid, TimestampTz now, bool all)
 {
-	for (SdHashNode *node = sd_shared->consumers.buckets[bucket]; node; node = node->next)
+	for (SdHashNode *node = sd_hash_first(&sd_shared->consumers, bucket); node; node = sd_hash_next(node))
 	{
 		SdConsumer *consumer = (SdConsumer *) node;
 
@@ -319,7 +313,7 @@ registry_drop_consumers(uint32 bucket, Oid dboid, TimestampTz now, bool all)
 	SdHashNode *next;
 	bool		found;
 
-	if (table->buckets[bucket] == NULL)
+	if (table->buckets[bucket] == 0)
 		return;					/* read without the lock: seen next time */
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	found = has_idle(bucket, dboid, now, all);
@@ -327,11 +321,11 @@ registry_drop_consumers(uint32 bucket, Oid dboid, TimestampTz now, bool all)
 	if (!found)
 		return;
 	LWLockAcquire(&sd_shared->registry_lock, LW_EXCLUSIVE);
-	for (SdHashNode *node = table->buckets[bucket]; node; node = next)
+	for (SdHashNode *node = sd_hash_first(table, bucket); node; node = next)
 	{
 		SdConsumer *consumer = (SdConsumer *) node;
 
-		next = node->next;
+		next = sd_hash_next(node);
 		if (consumer->dboid == dboid && (all || consumer_is_idle(consumer, now)))
 			registry_drop_consumer(consumer);
 	}

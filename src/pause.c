@@ -106,18 +106,18 @@ set_connection(SdConnection *connection, const char *consumer, bool paused)
 static void
 set_ended(SdSubscription *sub, bool paused)
 {
-	SdConsumer *consumer = sub->consumer;
+	SdConsumer *consumer = sub_consumer(sub);
 
 	if (consumer == NULL)
 		return;
-	dlist_delete(&sub->node);
+	sd_list_remove(paused ? &consumer->ended : &consumer->paused_ended, &sub->node);
 	if (paused)
 	{
-		dlist_push_tail(&consumer->paused_ended, &sub->node);
+		sd_list_push_tail(&consumer->paused_ended, &sub->node);
 		pg_atomic_fetch_sub_u32(&consumer->nended, 1);
 		return;
 	}
-	dlist_push_tail(&consumer->ended, &sub->node);
+	sd_list_push_tail(&consumer->ended, &sub->node);
 	pg_atomic_fetch_add_u32(&consumer->nended, 1);
 	sd_wake(consumer);
 }
@@ -125,17 +125,17 @@ set_ended(SdSubscription *sub, bool paused)
 static void
 set_live(SdSubscription *sub, bool paused)
 {
-	SdLink	   *link = sub->link;
+	SdLink	   *link = sub_link(sub);
 
 	link_settle(link);
-	dlist_delete(&sub->node);
+	link_leave(link, sub, !paused);
 	if (paused)
-		dlist_push_tail(&link->paused, &sub->node);
-	else if (stream_drained(sub->stream, sub))
-		dlist_push_tail(&link->current, &sub->node);
+		sd_list_push_tail(&link->paused, &sub->node);
+	else if (stream_drained(sub_stream(sub), sub))
+		sd_list_push_tail(&link->current, &sub->node);
 	else
 	{
-		dlist_push_tail(&link->behind, &sub->node);
+		sd_list_push_tail(&link->behind, &sub->node);
 		stream_link_ready(link);
 	}
 }
@@ -143,7 +143,7 @@ set_live(SdSubscription *sub, bool paused)
 static void
 set_subscription(SdSubscription *sub, bool paused)
 {
-	SdStream   *stream = sub->stream;
+	SdStream   *stream = sub_stream(sub);
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	sub->paused = paused;
@@ -157,7 +157,7 @@ set_subscription(SdSubscription *sub, bool paused)
 static bool
 concerns(const SdSubscription *sub, const char *consumer)
 {
-	return consumer == NULL || (sub->consumer && strcmp(sub->consumer->name, consumer) == 0);
+	return consumer == NULL || (sub_consumer(sub) && strcmp(sub_consumer(sub)->name, consumer) == 0);
 }
 
 typedef enum PauseResult
@@ -202,7 +202,7 @@ set_some(Pause *p)
 		p->said = true;
 		if (!sub->structurally_ended)
 			p->live++;
-		paused = pause_applies(connection, sub->consumer);
+		paused = pause_applies(connection, sub_consumer(sub));
 		if (sub->paused != paused)
 			set_subscription(sub, paused);
 	}

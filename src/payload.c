@@ -47,8 +47,8 @@ dispatch_compare_for(DispatchEvent *e)
 static int
 compare_identity(const SdStream *a, const SdStream *b)
 {
-	const SdIdentity *x = a->identity;
-	const SdIdentity *y = b->identity;
+	const SdIdentity *x = stream_identity(a);
+	const SdIdentity *y = stream_identity(b);
 	int			cmp;
 
 	if (x == y)
@@ -60,14 +60,14 @@ compare_identity(const SdStream *a, const SdStream *b)
 	cmp = compare_jsonb(x->settings, y->settings);
 	if (cmp != 0)
 		return cmp;
-	return compare_jsonb(visible_to(comparing, a->identity)->data,
-						 visible_to(comparing, b->identity)->data);
+	return compare_jsonb(visible_to(comparing, stream_identity(a))->data,
+						 visible_to(comparing, stream_identity(b))->data);
 }
 
 int
 dispatch_compare_variables(const SdStream *a, const SdStream *b)
 {
-	return compare_jsonb(a->variables, b->variables);
+	return compare_jsonb(stream_variables(a), stream_variables(b));
 }
 
 /* qsort: streams that share a call, and then a result, stand together. */
@@ -78,8 +78,8 @@ dispatch_compare_work(const void *pa, const void *pb)
 	const SdStream *b = *(SdStream *const *) pb;
 	int			cmp;
 
-	if (a->resolver != b->resolver)
-		return a->resolver < b->resolver ? -1 : 1;
+	if (stream_resolver(a) != stream_resolver(b))
+		return stream_resolver(a) < stream_resolver(b) ? -1 : 1;
 	/* A function that was altered may have streams of either label. */
 	if (a->immutable != b->immutable)
 		return a->immutable ? -1 : 1;
@@ -90,7 +90,7 @@ dispatch_compare_work(const void *pa, const void *pb)
 bool
 dispatch_same_call(const SdStream *a, const SdStream *b)
 {
-	return a->resolver == b->resolver && a->batched == b->batched &&
+	return stream_resolver(a) == stream_resolver(b) && a->batched == b->batched &&
 		a->immutable == b->immutable && compare_identity(a, b) == 0 &&
 		(a->batched || dispatch_compare_variables(a, b) == 0);
 }

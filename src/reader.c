@@ -128,10 +128,10 @@ batch_add_row(SdSubscription *sub, const SdTaken *taken)
 
 	row->taken = *taken;
 	row->serial = sub->serial;
-	row->id = batch_put_text(sub->strings, sub->id_len);
+	row->id = batch_put_text(sub_id(sub), sub->id_len);
 	row->ids_size = read_batch->used - row->id;
-	row->connection = sub->connection ?
-		batch_put_text(sub->connection->name, sub->connection->namelen) : 0;
+	row->connection = sub_connection(sub) ?
+		batch_put_text(sub_connection(sub)->name, sub_connection(sub)->namelen) : 0;
 	row->operation_id = batch_put_text(operation_id, sub->operation_id_len);
 	row->operation_json = batch_put_bytes(sub->strings + sub->operation_json,
 										  sub->operation_json_len);
@@ -192,7 +192,7 @@ look_at(Oid owner, const char *id, int max, ConditionVariable **cv, TimestampTz 
 
 	if (sub == NULL)
 		return LOOK_MISSING;
-	stream = sub->stream;
+	stream = sub_stream(sub);
 	*cv = sd_wait_point(stream);
 	pg_atomic_write_u64(&sub->last_polled, now);
 	version = pg_atomic_read_u64(&stream->version);
@@ -253,7 +253,7 @@ reader_pin(Oid owner, const char *id)
 	sub = subscription_lookup(owner, id, &lock);
 	if (sub == NULL)
 		reader_no_such("subscription", id);
-	pinned = stream_pin(sub->stream);
+	pinned = stream_pin(sub_stream(sub));
 	LWLockRelease(lock);
 	return pinned;
 }

@@ -71,8 +71,8 @@ batch_has_room(const SdSubscription *sub)
 	Size		need = BATCH_TEXT_SIZE(sub->id_len) + BATCH_TEXT_SIZE(sub->operation_id_len) +
 		INTALIGN(sub->operation_json_len);
 
-	if (sub->connection)
-		need += BATCH_TEXT_SIZE(sub->connection->namelen);
+	if (sub_connection(sub))
+		need += BATCH_TEXT_SIZE(sub_connection(sub)->namelen);
 	return read_batch->nrows < read_batch->max_rows &&
 		read_batch->used + need <= read_batch->max_bytes;
 }

@@ -1,13 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * registry.c
- *	  Channels, their index, streams and identities, found under registry_lock.
+ *	  Channels, streams and identities, found under registry_lock.
  *
- * A channel keeps its streams in arrays: one for those whose filter doesn't
- * ask for equality with a scalar, and one per (path, value), a bucket, for the
- * others, so that an event looks only at streams whose value it has (see
- * match.c for the keys); those others also stand in an array of all of them, for
- * what concerns them whatever their value.  The arrays have no order; a stream
+ * A channel keeps its streams in arrays (index.c).  They have no order; a stream
  * that goes is replaced by the last one.  The dispatcher walks them backwards
  * in pieces, so that it never misses a stream that was there when it began.
  *
@@ -79,114 +75,7 @@ registry_unlock(void)
 	trash_empty();
 }
 
-/* ---- the equality index of a channel ---- */
-
-typedef struct BucketKey
-{
-	SdIndexPath *path;
-	uint64		value_hash;
-} BucketKey;
-
-static uint32
-bucket_hash(const BucketKey *key)
-{
-	return sd_hash_bytes(&key->value_hash, sizeof(uint64), (uint32) ((uintptr_t) key->path >> 3));
-}
-
-static bool
-bucket_match(const SdHashNode *node, const void *k)
-{
-	const SdBucket *bucket = (const SdBucket *) node;
-	const BucketKey *key = k;
-
-	return bucket->path == key->path && bucket->value_hash == key->value_hash;
-}
-
-static SdIndexPath *
-find_path(SdChannel *channel, const char *path, int len)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &channel->paths)
-	{
-		SdIndexPath *p = dlist_container(SdIndexPath, node, iter.cur);
-
-		if (p->pathlen == len && memcmp(p->path, path, len) == 0)
-			return p;
-	}
-	return NULL;
-}
-
-static SdBucket *
-find_bucket(SdIndexPath *path, uint64 value_hash)
-{
-	BucketKey	key = {path, value_hash};
-
-	return (SdBucket *) sd_hash_find(&sd_shared->buckets, bucket_hash(&key), bucket_match, &key);
-}
-
-static void
-drop_path(SdIndexPath *path)
-{
-	if (path->nbuckets > 0)
-		return;
-	dlist_delete(&path->node);
-	sd_free(path);
-}
-
-static void
-drop_bucket(SdBucket *bucket)
-{
-	if (bucket->vec.n > 0)
-		return;
-	sd_hash_remove(&sd_shared->buckets, &bucket->hnode);
-	bucket->path->nbuckets--;
-	drop_path(bucket->path);
-	sd_free(bucket);
-}
-
-static SdBucket *
-get_bucket(SdChannel *channel, const char *path, int len, uint64 value_hash)
-{
-	SdIndexPath *p = find_path(channel, path, len);
-	BucketKey	key;
-	SdBucket   *bucket;
-
-	if (p == NULL)
-	{
-		p = sd_alloc(SD_MEM_SUBSCRIPTION, offsetof(SdIndexPath, path) + len);
-		if (p == NULL)
-			return NULL;
-		p->pathlen = len;
-		memcpy(p->path, path, len);
-		dlist_push_tail(&channel->paths, &p->node);
-	}
-	bucket = find_bucket(p, value_hash);
-	if (bucket)
-		return bucket;
-	bucket = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdBucket));
-	if (bucket == NULL)
-	{
-		drop_path(p);
-		return NULL;
-	}
-	bucket->path = p;
-	bucket->value_hash = value_hash;
-	key.path = p;
-	key.value_hash = value_hash;
-	sd_hash_insert(&sd_shared->buckets, &bucket->hnode, bucket_hash(&key));
-	p->nbuckets++;
-	return bucket;
-}
-
-SdStreamVec *
-registry_bucket(SdChannel *channel, const char *path, int pathlen, uint64 value_hash)
-{
-	SdIndexPath *p = find_path(channel, path, pathlen);
-	SdBucket   *bucket = p ? find_bucket(p, value_hash) : NULL;
-
-	return bucket ? &bucket->vec : NULL;
-}
+/* ---- streams in pieces ---- */
 
 int
 registry_pin_streams(const SdStreamVec *vec, uint32 *at, SdStream **pins, int room)
@@ -200,58 +89,6 @@ registry_pin_streams(const SdStreamVec *vec, uint32 *at, SdStream **pins, int ro
 		(void) stream_pin(pins[i]);
 	*at -= n;
 	return n;
-}
-
-/* Puts a stream where its channel's events look for it; false without memory. */
-static bool
-index_stream(SdStream *stream)
-{
-	SdChannel  *channel = stream->channel;
-	const char *path;
-	int			pathlen;
-	uint64		value_hash;
-	SdBucket   *bucket;
-
-	if (stream->filter == NULL ||
-		!filter_index_key(stream->filter, &path, &pathlen, &value_hash))
-	{
-		stream->vec_pos = channel->plain.n;
-		return streamvec_push(&channel->plain, stream);
-	}
-	bucket = get_bucket(channel, path, pathlen, value_hash);
-	if (bucket == NULL)
-		return false;
-	stream->vec_pos = bucket->vec.n;
-	stream->filtered_pos = channel->filtered.n;
-	if (streamvec_push(&bucket->vec, stream))
-	{
-		if (streamvec_push(&channel->filtered, stream))
-		{
-			stream->bucket = bucket;
-			return true;
-		}
-		(void) streamvec_remove(&bucket->vec, stream->vec_pos);
-	}
-	drop_bucket(bucket);
-	return false;
-}
-
-static void
-unindex_stream(SdStream *stream)
-{
-	SdBucket   *bucket = stream->bucket;
-	SdStream   *moved;
-
-	moved = streamvec_remove(bucket ? &bucket->vec : &stream->channel->plain, stream->vec_pos);
-	if (moved)
-		moved->vec_pos = stream->vec_pos;
-	if (bucket == NULL)
-		return;
-	moved = streamvec_remove(&stream->channel->filtered, stream->filtered_pos);
-	if (moved)
-		moved->filtered_pos = stream->filtered_pos;
-	stream->bucket = NULL;
-	drop_bucket(bucket);
 }
 
 /* ---- identities ---- */
@@ -482,11 +319,11 @@ stream_match(const SdHashNode *node, const void *k)
 	const StreamKey *key = k;
 	const SdSubscribe *what = key->what;
 
-	return stream->channel == key->channel && stream->identity == key->identity &&
-		stream->resolver == what->resolver && same_rate(stream->rate, what) &&
-		same_string(stream->response_key, what->response_key) &&
-		same_filter(stream->filter, what->filter) &&
-		(!OidIsValid(what->resolver) || same_jsonb(stream->variables, what->variables));
+	return stream_channel(stream) == key->channel && stream_identity(stream) == key->identity &&
+		stream_resolver(stream) == what->resolver && same_rate(stream_rate(stream), what) &&
+		same_string(stream_response_key(stream), what->response_key) &&
+		same_filter(stream_filter(stream), what->filter) &&
+		(!OidIsValid(what->resolver) || same_jsonb(stream_variables(stream), what->variables));
 }
 
 /* The next piece of what lies behind a stream: MAXALIGNed, zeroed. */
@@ -505,6 +342,45 @@ copy_piece(SdStream *stream, Size *used, const void *src, Size size)
 	return memcpy(next_piece(stream, used, size), src, size);
 }
 
+static bool
+needs_extras(const SdSubscribe *what)
+{
+	return OidIsValid(what->resolver) || what->rate_limit > 0 || what->response_key;
+}
+
+static void
+copy_extras(SdStream *stream, Size *used, const SdSubscribe *what)
+{
+	SdStreamExtras *extras = next_piece(stream, used, sizeof(SdStreamExtras));
+
+	stream->extras = sd_ref(extras);
+	extras->resolver = what->resolver;
+	if (OidIsValid(what->resolver))
+		extras->variables = sd_ref(copy_piece(stream, used, what->variables,
+											  VARSIZE(what->variables)));
+	if (what->rate_limit > 0)
+	{
+		SdStreamLimit *limit = next_piece(stream, used, sizeof(SdStreamLimit));
+
+		limit->rate = what->rate_limit;
+		limit->burst = what->burst;
+		ratelimit_init(&limit->tokens, what->rate_limit, what->burst, GetCurrentTimestamp());
+		extras->rate = sd_ref(limit);
+	}
+	if (what->response_key)
+		extras->response_key = sd_ref(copy_piece(stream, used, what->response_key,
+												 strlen(what->response_key) + 1));
+}
+
+static Size
+extras_size(const SdSubscribe *what)
+{
+	return MAXALIGN(sizeof(SdStreamExtras)) +
+		(OidIsValid(what->resolver) ? MAXALIGN(VARSIZE(what->variables)) : 0) +
+		(what->rate_limit > 0 ? MAXALIGN(sizeof(SdStreamLimit)) : 0) +
+		(what->response_key ? strlen(what->response_key) + 1 : 0);
+}
+
 /*
  * A stream with what the caller gave behind it.  Called twice: with stream NULL
  * it only tells how much memory that takes.
@@ -517,25 +393,15 @@ copy_parts(SdStream *stream, const SdSubscribe *what)
 	if (stream == NULL)
 		return used + MAXALIGN(VARSIZE(what->filter_json)) +
 			(what->filter ? MAXALIGN(filter_size(what->filter)) : 0) +
-			(OidIsValid(what->resolver) ? MAXALIGN(VARSIZE(what->variables)) : 0) +
-			(what->rate_limit > 0 ? MAXALIGN(sizeof(SdStreamLimit)) : 0) +
-			(what->response_key ? strlen(what->response_key) + 1 : 0);
+			(needs_extras(what) ? extras_size(what) : 0);
 
-	stream->filter_json = copy_piece(stream, &used, what->filter_json, VARSIZE(what->filter_json));
+	stream->filter_json = sd_ref(copy_piece(stream, &used, what->filter_json,
+											VARSIZE(what->filter_json)));
 	if (what->filter)
-		stream->filter = copy_piece(stream, &used, what->filter, filter_size(what->filter));
-	if (OidIsValid(what->resolver))
-		stream->variables = copy_piece(stream, &used, what->variables, VARSIZE(what->variables));
-	if (what->rate_limit > 0)
-	{
-		stream->rate = next_piece(stream, &used, sizeof(SdStreamLimit));
-		stream->rate->rate = what->rate_limit;
-		stream->rate->burst = what->burst;
-		ratelimit_init(&stream->rate->tokens, what->rate_limit, what->burst, GetCurrentTimestamp());
-	}
-	if (what->response_key)
-		stream->response_key = copy_piece(stream, &used, what->response_key,
-										  strlen(what->response_key) + 1);
+		stream->filter = sd_ref(copy_piece(stream, &used, what->filter,
+										   filter_size(what->filter)));
+	if (needs_extras(what))
+		copy_extras(stream, &used, what);
 	return used;
 }
 
@@ -544,11 +410,12 @@ init_stream(SdStream *stream, const StreamKey *key)
 {
 	const SdSubscribe *what = key->what;
 
-	stream->channel = key->channel;
-	stream->identity = key->identity;
+	stream->channel = sd_ref(key->channel);
+	stream->identity = sd_ref(key->identity);
 	pg_atomic_fetch_add_u32(&key->channel->refs, 1);
 	pg_atomic_fetch_add_u32(&key->identity->refs, 1);
-	stream->resolver = what->resolver;
+	stream->owner = what->owner;
+	stream->role = what->role;
 	stream->batched = what->batched;
 	stream->immutable = what->immutable;
 	stream->has_context = JB_ROOT_COUNT(what->context) > 0;
@@ -557,7 +424,6 @@ init_stream(SdStream *stream, const StreamKey *key)
 	pg_atomic_init_u32(&stream->refs, 1);
 	pg_atomic_init_u64(&stream->version, 1);
 	LWLockInitialize(&stream->lock, sd_tranche_stream);
-	dlist_init(&stream->links);
 }
 
 static SdStream *
@@ -568,7 +434,7 @@ make_stream(const StreamKey *key, uint32 hash)
 	if (stream == NULL)
 		return NULL;
 	init_stream(stream, key);
-	if (!index_stream(stream))
+	if (!index_add(stream))
 	{
 		stream_unpin(stream);
 		return NULL;
@@ -608,9 +474,9 @@ registry_get_stream(const SdSubscribe *what, SdDatabase *db)
 		return NULL;
 	}
 	stream->nsubscriptions++;
-	count_channel(stream->channel, 1);
-	if (channel_lingers(stream->channel))
-		linger_revive(stream->channel);
+	count_channel(stream_channel(stream), 1);
+	if (channel_lingers(stream_channel(stream)))
+		linger_revive(stream_channel(stream));
 	return stream;
 }
 
@@ -619,18 +485,18 @@ registry_leave_stream(SdStream *stream)
 {
 	Assert(LWLockHeldByMeInMode(&sd_shared->registry_lock, LW_EXCLUSIVE));
 	/* First, so that publishers find it counted all the time. */
-	if (stream->nsubscriptions == 1 && stream->channel->nstreams == 1)
-		linger_begin(stream->channel);
-	count_channel(stream->channel, -1);
+	if (stream->nsubscriptions == 1 && stream_channel(stream)->nstreams == 1)
+		linger_begin(stream_channel(stream));
+	count_channel(stream_channel(stream), -1);
 	if (--stream->nsubscriptions > 0)
 		return;
-	unindex_stream(stream);
+	index_remove(stream);
 	sd_hash_remove(&sd_shared->streams, &stream->hnode);
-	stream->channel->nstreams--;
-	stream->channel->ncontext -= stream->has_context;
-	stream->channel->nordinary -= stream->ordinary;
-	drop_channel(stream->channel);
-	stream->identity->nstreams--;
-	drop_identity(stream->identity);
+	stream_channel(stream)->nstreams--;
+	stream_channel(stream)->ncontext -= stream->has_context;
+	stream_channel(stream)->nordinary -= stream->ordinary;
+	drop_channel(stream_channel(stream));
+	stream_identity(stream)->nstreams--;
+	drop_identity(stream_identity(stream));
 	stream_unpin(stream);
 }

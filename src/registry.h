@@ -89,12 +89,19 @@ extern void registry_leave_quota(SdQuota *quota);
 /* So many live subscriptions more, for user and role. */
 extern void registry_count_quotas(SdIdentity *identity, int by);
 
+/* ---- index.c ---- */
+
+/* Puts a stream where its channel's events look for it; false without memory. */
+extern bool index_add(SdStream *stream);
+extern void index_remove(SdStream *stream);
+
 /*
  * The streams of a channel that ask for a value at a path, or NULL if there are
- * none.  Caller holds registry_lock in any mode.
+ * none.  One alone is put into *alone, and that returned.  Caller holds
+ * registry_lock in any mode.
  */
-extern SdStreamVec *registry_bucket(SdChannel *channel, const char *path, int pathlen,
-									uint64 value_hash);
+extern SdStreamVec *index_find(SdChannel *channel, const char *path, int pathlen,
+							   uint64 value_hash, SdStreamVec *alone);
 
 /*
  * Pins up to room of the streams that come before number *at, the last first,

@@ -118,12 +118,12 @@ append_data(DispatchEvent *e, Jsonb *data, SdStream *stream)
 {
 	SdBody	   *body;
 
-	if (stream->response_key == NULL)
+	if (stream_response_key(stream) == NULL)
 	{
 		stream_append(stream, e->id, shared_body(e, data));
 		return;
 	}
-	body = dispatch_result_body(e->id, data, stream->response_key);
+	body = dispatch_result_body(e->id, data, stream_response_key(stream));
 	stream_append(stream, e->id, body);
 	body_unref(body);
 }
@@ -152,8 +152,8 @@ decide(DispatchEvent *e, SdStream *stream, uint64 lookup, Visible **visible)
 	*visible = visible_in(e, stream);
 	if ((*visible)->denied)
 		return FATE_NOTHING;
-	if (stream->filter && !(*visible)->leave && !audience_ignores_filters(e) &&
-		!filter_match(stream->filter, &(*visible)->data->root))
+	if (stream_filter(stream) && !(*visible)->leave && !audience_ignores_filters(e) &&
+		!filter_match(stream_filter(stream), &(*visible)->data->root))
 		return FATE_NOTHING;
 	return allowance_pass(stream, false) ? FATE_RESPONSE : FATE_LIMITED;
 }
@@ -173,7 +173,7 @@ show(DispatchEvent *e, SdStream *stream)
 	dispatch_fault(e, "showing");
 	fate = decide(e, stream, e->id, &visible);
 	/* Another dispatcher may take a token of the user's meanwhile. */
-	if (fate == FATE_RESPONSE && !OidIsValid(stream->resolver) && !allowance_pass(stream, true))
+	if (fate == FATE_RESPONSE && !OidIsValid(stream_resolver(stream)) && !allowance_pass(stream, true))
 		fate = FATE_LIMITED;
 	switch (fate)
 	{
@@ -188,7 +188,7 @@ show(DispatchEvent *e, SdStream *stream)
 			stream_limit(stream, e->id);
 			break;
 		case FATE_RESPONSE:
-			if (OidIsValid(stream->resolver))
+			if (OidIsValid(stream_resolver(stream)))
 				add_work(e, stream);
 			else
 				append_data(e, visible->data, stream);
@@ -211,8 +211,8 @@ add_response(SdStream *stream, uint64 event_id, SdBody *body)
 {
 	Outcome    *o = add_outcome(stream, event_id);
 
-	if (stream->rate)
-		o->before = stream->rate->tokens;
+	if (stream_rate(stream))
+		o->before = stream_rate(stream)->tokens;
 	if (allowance_pass(stream, true))
 	{
 		o->kind = OUTCOME_RESPONSE;
@@ -236,13 +236,13 @@ respond_replay(DispatchEvent *e, SdStream *stream, uint64 lookup)
 		add_outcome(stream, e->id)->kind = OUTCOME_GAP;
 	if (fate != FATE_RESPONSE)
 		return fate;
-	if (OidIsValid(stream->resolver))
+	if (OidIsValid(stream_resolver(stream)))
 		add_work(e, stream);
-	else if (stream->response_key == NULL)
+	else if (stream_response_key(stream) == NULL)
 		(void) add_response(stream, e->id, shared_body(e, visible->data));
 	else
 	{
-		SdBody	   *body = dispatch_result_body(e->id, visible->data, stream->response_key);
+		SdBody	   *body = dispatch_result_body(e->id, visible->data, stream_response_key(stream));
 
 		(void) add_response(stream, e->id, body);
 		body_unref(body);
@@ -267,7 +267,7 @@ add_result(DispatchEvent *e, SdStream **streams, int n, Jsonb *result)
 
 	for (int i = 0; i < n; i++)
 	{
-		const char *its_key = streams[i]->response_key;
+		const char *its_key = stream_response_key(streams[i]);
 
 		if (result == NULL)
 		{
@@ -318,21 +318,21 @@ call_resolver(DispatchEvent *e, SdStream **streams, int n)
 {
 	SdStream   *first = streams[0];
 	ResolverCall call = {
-		.fn = first->resolver, .batched = first->batched,
+		.fn = stream_resolver(first), .batched = first->batched,
 		.timeout_ms = subdispatch_resolver_timeout, .result_context = CurrentMemoryContext
 	};
 	int		   *starts = palloc(sizeof(int) * (n + 1));
 	TimestampTz begin = GetCurrentTimestamp();
 	SdStats    *stats = &dispatch_self()->stats;
 
-	call.rights = visible_rights(first->identity);
-	call.event = event_envelope(e->ev, e->id, visible_to(e, first->identity)->data);
+	call.rights = visible_rights(stream_identity(first));
+	call.event = event_envelope(e->ev, e->id, visible_to(e, stream_identity(first))->data);
 	call.variables = palloc(sizeof(Jsonb *) * n);
 	for (int i = 0; i < n; i++)
 		if (i == 0 || dispatch_compare_variables(streams[i - 1], streams[i]) != 0)
 		{
 			starts[call.nvariables] = i;
-			call.variables[call.nvariables++] = streams[i]->variables;
+			call.variables[call.nvariables++] = stream_variables(streams[i]);
 		}
 	starts[call.nvariables] = n;
 
@@ -361,7 +361,7 @@ given_up(DispatchEvent *e, SdStream **streams, int n)
 	SdDispatcher *d = dispatch_self();
 
 	if (d->current_id != e->id || d->attempts <= DISPATCH_MAX_ATTEMPTS ||
-		d->current_resolver != streams[0]->resolver)
+		d->current_resolver != stream_resolver(streams[0]))
 		return false;
 	respond_failure(e, streams, n, RESOLVER_FAILED, ERRCODE_ADMIN_SHUTDOWN,
 				"the dispatcher ended each time the resolver ran");
@@ -444,11 +444,13 @@ respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
 void
 respond_count_timeouts(Outcome *o)
 {
-	if (o->no_call)
+	SdStreamExtras *extras = stream_extras(o->stream);
+
+	if (o->no_call || extras == NULL)
 		return;
-	o->stream->timeouts = o->timed_out ? o->stream->timeouts + 1 : 0;
+	extras->timeouts = o->timed_out ? extras->timeouts + 1 : 0;
 	if (subdispatch_resolver_max_timeouts > 0 &&
-		o->stream->timeouts >= subdispatch_resolver_max_timeouts)
+		extras->timeouts >= subdispatch_resolver_max_timeouts)
 		subscription_end_stream(o->stream, SD_END_RESOLVER_TIMEOUTS);
 }
 

@@ -75,7 +75,7 @@ resume_unref(SdResume *r)
 static SdHistory *
 history_of(SdResume *r)
 {
-	SdChannel  *channel = r->stream->channel;
+	SdChannel  *channel = stream_channel(r->stream);
 
 	return &channel->db->dispatchers[channel->dispatcher].history;
 }
@@ -131,11 +131,11 @@ resume_enter(SdStream *stream, SdSubscription *sub, SdResume *r)
 	r->sub = sub;
 	r->running = true;
 	r->gaps_seen = stream->gaps;
-	sub->resume = r;
+	sub->resume = sd_ref(r);
 	sub->lost_seen = stream->lost;
 	sub->gaps_seen = stream->gaps;
 	sub->limited_from = stream->limited;
-	if (r->after < pg_atomic_read_u64(&stream->channel->kept_from))
+	if (r->after < pg_atomic_read_u64(&stream_channel(stream)->kept_from))
 		resume_note_gap(r);
 	enter_list(r);
 }
@@ -173,12 +173,12 @@ collect_gaps(SdResume *r)
 static void
 free_if_done(SdSubscription *sub)
 {
-	SdResume   *r = sub->resume;
+	SdResume   *r = sub_resume(sub);
 
 	if (r->running || r->n > 0)
 		return;
 	tell(sub, r->lost, r->gap);
-	sub->resume = NULL;
+	sub->resume = 0;
 	r->sub = NULL;
 	resume_unref(r);
 }
@@ -186,7 +186,7 @@ free_if_done(SdSubscription *sub)
 void
 resume_stop(SdStream *stream, SdSubscription *sub)
 {
-	SdResume   *r = sub->resume;
+	SdResume   *r = sub_resume(sub);
 
 	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
 	Assert(r->running);
@@ -217,12 +217,12 @@ resume_join(SdResume *r)
 void
 resume_drop(SdSubscription *sub)
 {
-	SdResume   *r = sub->resume;
+	SdResume   *r = sub_resume(sub);
 
 	if (r == NULL)
 		return;
 	Assert(!r->running);
-	sub->resume = NULL;
+	sub->resume = 0;
 	r->sub = NULL;
 	resume_unref(r);
 }
@@ -255,7 +255,7 @@ resume_push(SdResume *r, SdBody *body)
 SdReplayed *
 resume_first(SdSubscription *sub)
 {
-	SdReplayed *e = entry(sub->resume, 0);
+	SdReplayed *e = entry(sub_resume(sub), 0);
 
 	tell(sub, e->lost, e->gap);
 	e->lost = 0;
@@ -267,7 +267,7 @@ resume_first(SdSubscription *sub)
 void
 resume_pop(SdSubscription *sub)
 {
-	SdResume   *r = sub->resume;
+	SdResume   *r = sub_resume(sub);
 
 	r->bytes -= entry(r, 0)->body->len;	/* whose reference is the caller's */
 	entry(r, 0)->body = NULL;
@@ -276,7 +276,7 @@ resume_pop(SdSubscription *sub)
 	if (r->full && !resume_is_full(r))
 	{
 		r->full = false;
-		database_wake(r->stream->channel->db, r->stream->channel->dispatcher);
+		database_wake(stream_channel(r->stream)->db, stream_channel(r->stream)->dispatcher);
 	}
 	free_if_done(sub);
 }
@@ -285,14 +285,14 @@ resume_pop(SdSubscription *sub)
 void
 resume_make_room(SdSubscription *sub, uint64 ring_n, uint64 ring_bytes, bool ring_lost)
 {
-	while (sub->resume && sub->resume->n > 0 &&
-		   (ring_lost || sub->resume->n + ring_n > sub->max_pending ||
-			(sub->resume->n + ring_n > 1 && sub->resume->bytes + ring_bytes > sub->max_pending_bytes)))
+	while (sub_resume(sub) && sub_resume(sub)->n > 0 &&
+		   (ring_lost || sub_resume(sub)->n + ring_n > sub->max_pending ||
+			(sub_resume(sub)->n + ring_n > 1 && sub_resume(sub)->bytes + ring_bytes > sub->max_pending_bytes)))
 	{
 		SdBody	   *body = resume_first(sub)->body;
 
 		cursor_note_loss(sub, 1, 0);
-		stream_count_dropped(sub->stream, 1);
+		stream_count_dropped(sub_stream(sub), 1);
 		resume_pop(sub);
 		body_unref(body);
 	}

@@ -92,19 +92,19 @@ resume_is_full(const SdResume *r)
 static inline bool
 resume_running(const SdSubscription *sub)
 {
-	return sub->resume != NULL && sub->resume->running;
+	return sub->resume != 0 && sub_resume(sub)->running;
 }
 
 static inline uint32
 resume_pending(const SdSubscription *sub)
 {
-	return sub->resume ? sub->resume->n : 0;
+	return sub->resume != 0 ? sub_resume(sub)->n : 0;
 }
 
 static inline uint64
 resume_bytes(const SdSubscription *sub)
 {
-	return sub->resume ? sub->resume->bytes : 0;
+	return sub->resume != 0 ? sub_resume(sub)->bytes : 0;
 }
 
 #endif							/* SD_RESUME_H */

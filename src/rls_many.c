@@ -119,7 +119,7 @@ collect_peers(RlsJob *job, RlsSplit *split)
 	a = e->answers;
 	for (int i = 0; i < e->npeers; i++)
 	{
-		SdIdentity *identity = e->peers[i]->identity;
+		SdIdentity *identity = stream_identity(e->peers[i]);
 
 		if (identity->role != job->identity->role || is_among(a, identity->serial))
 			continue;

@@ -108,8 +108,8 @@ copy_list(int *n)
 static int
 compare_streams(const SdStream *a, const SdStream *b)
 {
-	if (a->channel != b->channel)
-		return a->channel < b->channel ? -1 : 1;
+	if (stream_channel(a) != stream_channel(b))
+		return stream_channel(a) < stream_channel(b) ? -1 : 1;
 	return a < b ? -1 : a > b;
 }
 
@@ -238,7 +238,7 @@ runners_begin(uint64 done, uint64 *limit)
 static void
 skip_gone(RunnerGroup *g)
 {
-	uint64		gone = history_gone(g->stream->channel);
+	uint64		gone = history_gone(stream_channel(g->stream));
 
 	if (g->behind >= gone)
 		return;
@@ -290,11 +290,11 @@ concerns(const SdChannel *channel, const SdEvent *ev)
 static int
 next_channel(int i)
 {
-	SdChannel  *channel = groups[i].stream->channel;
+	SdChannel  *channel = stream_channel(groups[i].stream);
 
 	do
 		i++;
-	while (i < ngroups && groups[i].stream->channel == channel);
+	while (i < ngroups && stream_channel(groups[i].stream) == channel);
 	return i;
 }
 
@@ -306,7 +306,7 @@ runners_concerned(const SdEvent *ev, uint64 id)
 	for (int i = 0; i < ngroups; i = next)
 	{
 		next = next_channel(i);
-		if (!concerns(groups[i].stream->channel, ev))
+		if (!concerns(stream_channel(groups[i].stream), ev))
 			continue;
 		for (int k = i; k < next; k++)
 			if (wants(&groups[k], id))
@@ -323,7 +323,7 @@ runners_each(DispatchEvent *e, void (*what) (DispatchEvent *, RunnerGroup *))
 	for (int i = 0; i < ngroups; i = next)
 	{
 		next = next_channel(i);
-		if (!concerns(groups[i].stream->channel, e->ev))
+		if (!concerns(stream_channel(groups[i].stream), e->ev))
 			continue;
 		for (int k = i; k < next; k++)
 			if (wants(&groups[k], e->id))
@@ -440,7 +440,7 @@ runners_give_up(const SdEvent *ev, uint64 id)
 	{
 		RunnerGroup *g = &groups[i];
 
-		if (concerns(g->stream->channel, ev) && id <= g->seam && id < g->stop)
+		if (concerns(stream_channel(g->stream), ev) && id <= g->seam && id < g->stop)
 			give_up(g, id);
 	}
 }

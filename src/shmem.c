@@ -17,7 +17,8 @@
  * half of them to events.  (Counting bytes would not do: what has room depends
  * on how the area is cut up.)
  *
- * Pointers in shared structures are plain ones: see shmem.h.
+ * Pointers in shared structures are plain ones: see shmem.h.  Those of ref.h
+ * count from the region's beginning.
  *
  * Locks: DSA's own, inside of sd_alloc() and sd_free(); inside of sd_alloc()
  * those of history.c; reserve_mutex, a spinlock, with no other inside.
@@ -61,6 +62,9 @@ static shmem_startup_hook_type prev_startup_hook = NULL;
 #define PIECE_SIZE		(64 * 1024)
 #define RESERVE_SHARE	16		/* of the area, and not more than SD_RESERVE_PIECES */
 
+/* The area's pages, and larger pieces in them, begin at cache lines. */
+#define DSA_ALIGNMENT	4096
+
 /* Stands before every allocation; keeps it MAXALIGNed. */
 typedef struct AllocHeader
 {
@@ -78,20 +82,29 @@ slot_count(void)
 	return MaxBackends + NUM_AUXILIARY_PROCS + max_prepared_xacts;
 }
 
+/* Chains of less than one on average, and of less than two. */
 static uint32
 buckets_for(int members)
 {
 	return pg_nextpower2_32(Max(members, SD_ID_PARTITIONS));
 }
 
-/* Channels, consumers, connections and further links are fewer than subscriptions. */
+static uint32
+few_buckets_for(int members)
+{
+	return pg_prevpower2_32(Max(members, SD_ID_PARTITIONS));
+}
+
+/* Channels, consumers, connections, quotas and further links are fewer than subscriptions. */
 static Size
 hash_arrays_size(void)
 {
-	Size		n = buckets_for(subdispatch_max_subscriptions);
-	Size		few = buckets_for(subdispatch_max_subscriptions / 4);
+	int			members = subdispatch_max_subscriptions;
+	Size		n = add_size(buckets_for(members),
+							 add_size(mul_size(few_buckets_for(members), 3),
+									  mul_size(few_buckets_for(members / 4), 5)));
 
-	return mul_size(sizeof(SdHashNode *), add_size(mul_size(n, 5), mul_size(few, 4)));
+	return mul_size(sizeof(SdRef), n);
 }
 
 static Size
@@ -107,7 +120,7 @@ region_size(void)
 
 	size = add_size(size, MAXALIGN(mul_size(sizeof(SdTicketSlot), slot_count())));
 	size = add_size(size, MAXALIGN(hash_arrays_size()));
-	return add_size(size, MAXALIGN(dsa_size()));
+	return add_size(size, add_size(DSA_ALIGNMENT, MAXALIGN(dsa_size())));
 }
 
 static void
@@ -119,14 +132,12 @@ request(void)
 }
 
 static char *
-make_hash(SdHash *table, char *at, int members)
+make_hash(SdHash *table, char *at, uint32 n)
 {
-	uint32		n = buckets_for(members);
-
 	table->mask = n - 1;
-	table->buckets = (SdHashNode **) at;
-	memset(at, 0, n * sizeof(SdHashNode *));
-	return at + n * sizeof(SdHashNode *);
+	table->buckets = (SdRef *) at;
+	memset(at, 0, n * sizeof(SdRef));
+	return at + n * sizeof(SdRef);
 }
 
 static dsa_pointer
@@ -180,16 +191,16 @@ lay_out(SdShared *shared)
 	memset(at, 0, sizeof(SdTicketSlot) * shared->nslots);
 	at += MAXALIGN(sizeof(SdTicketSlot) * shared->nslots);
 
-	at = make_hash(&shared->subscriptions, at, members);
+	at = make_hash(&shared->subscriptions, at, buckets_for(members));
 	shared->id_shift = pg_leftmost_one_pos32((shared->subscriptions.mask + 1) / SD_ID_PARTITIONS);
-	at = make_hash(&shared->streams, at, members);
-	at = make_hash(&shared->identities, at, members);
-	at = make_hash(&shared->buckets, at, members);
-	at = make_hash(&shared->quotas, at, members);
-	at = make_hash(&shared->channels, at, members / 4);
-	at = make_hash(&shared->consumers, at, members / 4);
-	at = make_hash(&shared->connections, at, members / 4);
-	at = make_hash(&shared->links, at, members / 4);
+	at = make_hash(&shared->streams, at, few_buckets_for(members));
+	at = make_hash(&shared->identities, at, few_buckets_for(members));
+	at = make_hash(&shared->buckets, at, few_buckets_for(members));
+	at = make_hash(&shared->quotas, at, few_buckets_for(members / 4));
+	at = make_hash(&shared->channels, at, few_buckets_for(members / 4));
+	at = make_hash(&shared->consumers, at, few_buckets_for(members / 4));
+	at = make_hash(&shared->connections, at, few_buckets_for(members / 4));
+	at = make_hash(&shared->links, at, few_buckets_for(members / 4));
 
 	make_locks(shared);
 	pg_atomic_init_u32(&shared->launcher_procno, 0);
@@ -200,7 +211,7 @@ lay_out(SdShared *shared)
 	for (int i = 0; i < SD_MEM_KINDS; i++)
 		pg_atomic_init_u64(&shared->mem_used[i], 0);
 
-	shared->dsa_place = (char *) MAXALIGN(at);
+	shared->dsa_place = (char *) TYPEALIGN(DSA_ALIGNMENT, at);
 	made = dsa_create_in_place(shared->dsa_place, dsa_size(), tranche_dsa, NULL);
 	dsa_pin(made);
 	dsa_set_size_limit(made, dsa_size());
@@ -452,7 +463,7 @@ sd_hash_bytes(const void *data, Size len, uint32 seed)
 SdHashNode *
 sd_hash_find(const SdHash *table, uint32 hash, SdHashMatch match, const void *key)
 {
-	for (SdHashNode *n = table->buckets[hash & table->mask]; n; n = n->next)
+	for (SdHashNode *n = sd_hash_first(table, hash & table->mask); n; n = sd_hash_next(n))
 		if (n->hash == hash && match(n, key))
 			return n;
 	return NULL;
@@ -461,25 +472,26 @@ sd_hash_find(const SdHash *table, uint32 hash, SdHashMatch match, const void *ke
 void
 sd_hash_insert(SdHash *table, SdHashNode *node, uint32 hash)
 {
-	SdHashNode **head = &table->buckets[hash & table->mask];
+	SdRef	   *head = &table->buckets[hash & table->mask];
 
 	node->hash = hash;
 	node->next = *head;
-	*head = node;
+	*head = sd_ref(node);
 }
 
 void
 sd_hash_remove(SdHash *table, SdHashNode *node)
 {
-	SdHashNode **at = &table->buckets[node->hash & table->mask];
+	SdRef	   *at = &table->buckets[node->hash & table->mask];
+	SdRef		ref = sd_ref(node);
 
-	while (*at != node)
+	while (*at != ref)
 	{
-		Assert(*at != NULL);
-		at = &(*at)->next;
+		Assert(*at != 0);
+		at = &((SdHashNode *) sd_at(*at))->next;
 	}
 	*at = node->next;
-	node->next = NULL;
+	node->next = 0;
 }
 
 /*
@@ -507,15 +519,15 @@ sd_hash_fetch(const SdHash *table, uint64 from, uint64 to, Size pointer_at)
 {
 	to = Min(to, (uint64) table->mask + 1);
 	for (uint64 b = from; b < to; b++)
-		__builtin_prefetch(*(SdHashNode *volatile *) &table->buckets[b]);
+		__builtin_prefetch(sd_at(*(volatile SdRef *) &table->buckets[b]));
 	for (uint64 b = from; b < to; b++)
 	{
-		const char *node = (const char *) *(SdHashNode *volatile *) &table->buckets[b];
+		const char *node = (const char *) sd_at(*(volatile SdRef *) &table->buckets[b]);
 		const char *pointed;
 
-		if (!in_area(node, pointer_at + sizeof(char *)))
+		if (!in_area(node, pointer_at + sizeof(SdRef)))
 			continue;
-		pointed = *(const char *volatile *) (node + pointer_at);
+		pointed = (const char *) sd_at(*(const volatile SdRef *) (node + pointer_at));
 		fetch_lines(node);
 		if (pointer_at > 0 && in_area(pointed, 1))
 		{

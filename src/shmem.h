@@ -6,7 +6,8 @@
  *
  * The region is mapped at the same address in every process of the server, as
  * all of PostgreSQL's main shared memory is, and the DSA area lives in place
- * inside it and never grows.  Shared structures therefore hold plain pointers.
+ * inside it and never grows.  Shared structures therefore hold plain pointers,
+ * or the short ones of ref.h where there are very many.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,21 +22,35 @@
 #include "utils/dsa.h"
 
 #include "database.h"
+#include "ref.h"
 #include "subdispatch.h"
 
 /* ---- hash tables of a fixed number of buckets ---- */
 
+/* As what references refer to, nodes are aligned. */
 typedef struct SdHashNode
 {
-	struct SdHashNode *next;
+	SdRef		next pg_attribute_aligned(8);
 	uint32		hash;
 } SdHashNode;
 
 typedef struct SdHash
 {
 	uint32		mask;			/* immutable */
-	SdHashNode **buckets;		/* immutable pointer; chains under the table's lock */
+	SdRef	   *buckets;		/* immutable pointer; chains under the table's lock */
 } SdHash;
+
+static inline SdHashNode *
+sd_hash_first(const SdHash *table, uint32 bucket)
+{
+	return (SdHashNode *) sd_at(table->buckets[bucket]);
+}
+
+static inline SdHashNode *
+sd_hash_next(const SdHashNode *node)
+{
+	return (SdHashNode *) sd_at(node->next);
+}
 
 typedef bool (*SdHashMatch) (const SdHashNode *node, const void *key);
 

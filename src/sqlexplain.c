@@ -63,16 +63,17 @@ static void
 explain_rights(Explain *x, const char *channel)
 {
 	SdStream   *s = x->stream;
-	bool		mine = s->channel->star || strcmp(channel, s->channel->name) == 0;
+	bool		mine = stream_channel(s)->star || strcmp(channel, stream_channel(s)->name) == 0;
 
-	put(x, "channel", mine, mine ? s->channel->name : "the subscription is on another channel");
-	if (!security_role_exists(s->identity->role) ||
-		!security_may_become(s->identity->owner, s->identity->role))
+	put(x, "channel", mine, mine ? stream_channel(s)->name : "the subscription is on another channel");
+	if (!security_role_exists(stream_identity(s)->role) ||
+		!security_may_become(stream_identity(s)->owner, stream_identity(s)->role))
 		put(x, "role", false, "the owner may not act as the role");
 	else
-		put(x, "role", true, GetUserNameFromId(s->identity->role, true));
+		put(x, "role", true, GetUserNameFromId(stream_identity(s)->role, true));
 	mine = x->failed ||
-		grants_allow(s->identity->role, s->channel->name, GRANT_SUBSCRIBE, s->identity->context);
+		grants_allow(stream_identity(s)->role, stream_channel(s)->name, GRANT_SUBSCRIBE,
+					 stream_identity(s)->context);
 	put(x, "channel grant", mine, mine ? NULL : "the role has no grant that the security context satisfies");
 	put(x, "row-level security", true, "published data is no row image");
 }
@@ -80,7 +81,7 @@ explain_rights(Explain *x, const char *channel)
 static void
 explain_modules(Explain *x, Jsonb *data, const char *federation_id)
 {
-	Jsonb	   *context = x->stream->identity->context;
+	Jsonb	   *context = stream_identity(x->stream)->context;
 	SdCounter	reason;
 	bool		passed = context_passes(context, &data->root, &reason);
 	bool		row_filter = passed || reason != SD_STAT_DENIED_ROW_FILTER;
@@ -96,21 +97,22 @@ static void
 explain_rest(Explain *x, Jsonb *data)
 {
 	SdStream   *s = x->stream;
-	Jsonb	   *seen = context_visible_fields(s->identity->context, data);
+	Jsonb	   *seen = context_visible_fields(stream_identity(s)->context, data);
+	Jsonb	   *filter = stream_filter_json(s);
 	bool		passed;
 
 	put(x, "fields", seen != NULL,
 		seen ? JsonbToCString(NULL, &seen->root, VARSIZE(seen)) : "the data is no object");
-	passed = seen && filter_match(s->filter, &seen->root);
-	put(x, "filter", passed, JsonbToCString(NULL, &s->filter_json->root, VARSIZE(s->filter_json)));
-	if (!OidIsValid(s->resolver))
+	passed = seen && filter_match(stream_filter(s), &seen->root);
+	put(x, "filter", passed, JsonbToCString(NULL, &filter->root, VARSIZE(filter)));
+	if (!OidIsValid(stream_resolver(s)))
 		put(x, "resolver", true, "none");
-	else if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(s->resolver)))
+	else if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(stream_resolver(s))))
 		put(x, "resolver", false, "it does not exist any more");
 	else
 		put(x, "resolver",
-			pg_proc_aclcheck(s->resolver, s->identity->role, ACL_EXECUTE) == ACLCHECK_OK,
-			format_procedure(s->resolver));
+			pg_proc_aclcheck(stream_resolver(s), stream_identity(s)->role, ACL_EXECUTE) == ACLCHECK_OK,
+			format_procedure(stream_resolver(s)));
 	passed = allowance_pass(s, false);
 	put(x, "limits", passed, passed ? NULL : "the rate limit's bucket is empty, or the user's");
 }
@@ -135,7 +137,7 @@ subdispatch_explain_delivery(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 
 	x.stream = reader_pin(GetUserId(), id);
-	explain_rights(&x, channel ? channel : x.stream->channel->name);
+	explain_rights(&x, channel ? channel : stream_channel(x.stream)->name);
 	explain_modules(&x, data, federation_id);
 	explain_rest(&x, data);
 	reader_release();

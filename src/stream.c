@@ -4,8 +4,8 @@
  *	  Response streams: their entries, what is stored, who is woken.
  *
  * A stream keeps its entries in a ring of a power-of-two size, numbered
- * without end; number n stands at ring[n % ring_size].  Those from tail to
- * head - 1 are kept.  Each attached subscription has a cursor; an entry counts
+ * without end; number n stands at ring[n % ring_size].  The last nkept of them,
+ * up to head - 1, are kept.  Each attached subscription has a cursor; an entry counts
  * how many of them have still to pass it and gives its body back when none
  * has.  What a new response costs does not depend on how many subscriptions
  * there are.
@@ -40,22 +40,9 @@
 #define LINKS_PER_LOCK		64	/* told of something to read meanwhile */
 #define RING_FIRST_SIZE		4
 #define RING_KEEP_SIZE		64	/* a larger one is freed when it gets empty */
-#define BODY_ADVANCE		64	/* references taken at once */
 #define WAKES_AT_ONCE		64	/* until waiters are woken without stream_flush() */
 
 /* ---- small things ---- */
-
-void
-dlist_append_all(dlist_head *to, dlist_head *from)
-{
-	if (dlist_is_empty(from))
-		return;
-	to->head.prev->next = from->head.next;
-	from->head.next->prev = to->head.prev;
-	from->head.prev->next = &to->head;
-	to->head.prev = from->head.prev;
-	dlist_init(from);
-}
 
 /*
  * A waiter enters the list before it looks at what it waits for, and the
@@ -103,72 +90,7 @@ stream_end_sqlstate(SdEnd end)
 	return ends[end].sqlstate;
 }
 
-/* ---- bodies and pins ---- */
-
-SdBody *
-body_make(const char *data, Size len, uint64 event_id, bool is_error, bool has_event_id)
-{
-	SdBody	   *body = sd_alloc(SD_MEM_RESPONSE, offsetof(SdBody, data) + len);
-
-	if (body == NULL)
-		return NULL;
-	pg_atomic_init_u32(&body->refs, 1);
-	body->len = len;
-	body->event_id = event_id;
-	body->is_error = is_error;
-	body->has_event_id = has_event_id;
-	memcpy(body->data, data, len);
-	return body;
-}
-
-void
-body_unref(SdBody *body)
-{
-	if (body && pg_atomic_sub_fetch_u32(&body->refs, 1) == 0)
-		sd_free(body);
-}
-
-SdBody *
-body_ref(SdBody *body)
-{
-	pg_atomic_fetch_add_u32(&body->refs, 1);
-	return body;
-}
-
-/*
- * When one body goes to many streams their references are taken in advance,
- * which is one atomic step for BODY_ADVANCE of them.
- */
-static SdBody *advanced = NULL; /* only to compare, unless nadvanced > 0 */
-static uint32 nadvanced = 0;
-
-static void
-give_back_advance(void)
-{
-	if (nadvanced > 0 && pg_atomic_sub_fetch_u32(&advanced->refs, nadvanced) == 0)
-		sd_free(advanced);
-	nadvanced = 0;
-	advanced = NULL;
-}
-
-/* A reference for an entry; whoever comes a second time gets some in advance. */
-static SdBody *
-body_ref_for_entry(SdBody *body)
-{
-	if (body != advanced)
-	{
-		give_back_advance();
-		advanced = body;
-		return body_ref(body);
-	}
-	if (nadvanced == 0)
-	{
-		pg_atomic_fetch_add_u32(&body->refs, BODY_ADVANCE);
-		nadvanced = BODY_ADVANCE;
-	}
-	nadvanced--;
-	return body;
-}
+/* ---- pins ---- */
 
 void
 channel_unref(SdChannel *channel)
@@ -211,11 +133,11 @@ stream_unpin(SdStream *stream)
 	if (pg_atomic_sub_fetch_u32(&stream->refs, 1) != 0)
 		return;
 	Assert(stream->nattached == 0);
-	Assert(stream->tail == stream->head);
-	channel_unref(stream->channel);
-	identity_unref(stream->identity);
-	sd_free(stream->strict);
-	sd_free(stream->ring);
+	Assert(stream->nkept == 0);
+	channel_unref(stream_channel(stream));
+	identity_unref(stream_identity(stream));
+	sd_free(stream_strict(stream));
+	sd_free(stream_ring(stream));
 	sd_free(stream);
 }
 
@@ -228,55 +150,65 @@ entry_drop(SdEntry *entry)
 	entry->body = NULL;
 }
 
+/* Forgets the oldest entry. */
+static void
+drop_tail(SdStream *stream)
+{
+	entry_drop(ENTRY(stream, stream_tail(stream)));
+	stream->nkept--;
+	stream->kept_bytes = (uint32) (stream->bytes - stream_bytes_before(stream, stream_tail(stream)));
+}
+
 /* Forgets entries at the old end that nobody waits for. */
 void
 stream_trim(SdStream *stream)
 {
-	while (stream->tail < stream->head && ENTRY(stream, stream->tail)->remaining == 0)
+	while (stream->nkept > 0 && ENTRY(stream, stream_tail(stream))->remaining == 0)
+		drop_tail(stream);
+	if (stream->nkept == 0 && stream->ring_size > RING_KEEP_SIZE)
 	{
-		entry_drop(ENTRY(stream, stream->tail));
-		stream->tail++;
-	}
-	if (stream->tail == stream->head && stream->ring_size > RING_KEEP_SIZE)
-	{
-		sd_free(stream->ring);
-		stream->ring = NULL;
+		sd_free(stream_ring(stream));
+		stream->ring = 0;
 		stream->ring_size = 0;
 	}
 }
 
-/* Forgets old entries beyond what any subscription may keep. */
+/*
+ * Forgets old entries beyond what any subscription may keep.  Mostly there are
+ * none: then the oldest entry, which nobody has touched for long, is not fetched.
+ */
 static void
 trim_to_keep(SdStream *stream)
 {
-	while (stream->head - stream->tail > stream->keep ||
-		   (stream->head - stream->tail > 1 &&
-			stream->bytes - stream_bytes_before(stream, stream->tail) > stream->keep_bytes))
+	bool		any = false;
+
+	while (stream->nkept > stream->keep ||
+		   (stream->nkept > 1 && stream->kept_bytes > stream->keep_bytes))
 	{
-		stream_count_dropped(stream, ENTRY(stream, stream->tail)->remaining);
-		entry_drop(ENTRY(stream, stream->tail));
-		stream->tail++;
+		stream_count_dropped(stream, ENTRY(stream, stream_tail(stream))->remaining);
+		drop_tail(stream);
+		any = true;
 	}
-	stream_trim(stream);
+	if (any)
+		stream_trim(stream);
 }
 
 /* Makes room for one more entry; false when shared memory is used up. */
 static bool
 grow(SdStream *stream)
 {
-	uint32		n = stream->head - stream->tail;
 	uint32		size = stream->ring ? stream->ring_size * 2 : RING_FIRST_SIZE;
 	SdEntry    *ring;
 
-	if (stream->ring && n < stream->ring_size)
+	if (stream->ring && stream->nkept < stream->ring_size)
 		return true;
 	ring = sd_alloc(SD_MEM_RESPONSE, size * sizeof(SdEntry));
 	if (ring == NULL)
 		return false;
-	for (uint64 i = stream->tail; i < stream->head; i++)
+	for (uint64 i = stream_tail(stream); i < stream->head; i++)
 		ring[i & (size - 1)] = *ENTRY(stream, i);
-	sd_free(stream->ring);
-	stream->ring = ring;
+	sd_free(stream_ring(stream));
+	stream->ring = sd_ref(ring);
 	stream->ring_size = size;
 	return true;
 }
@@ -329,21 +261,21 @@ settle_strict(SdStream *stream, SdSubscription *sub, Size len)
 static void
 settle_some(SdStream *stream, Size len, uint32 *left)
 {
-	dlist_head *attached = &stream->strict->attached;
+	SdList	   *attached = &stream_strict(stream)->attached;
 	uint64		copied = 0;
 
 	for (int i = 0; i < STRICT_PER_LOCK && copied < COPIES_PER_LOCK; i++)
 	{
-		dlist_node *node;
+		SdListNode *node;
 
-		if (*left == 0 || dlist_is_empty(attached))
+		if (*left == 0 || sd_list_is_empty(attached))
 		{
 			*left = 0;
 			return;
 		}
-		node = dlist_pop_head_node(attached);
-		dlist_push_tail(attached, node);
-		copied += settle_strict(stream, dlist_container(SdSubscription, strict_node, node), len);
+		node = sd_list_pop_head(attached);
+		sd_list_push_tail(attached, node);
+		copied += settle_strict(stream, sub_of_strict_node(node), len);
 		(*left)--;
 	}
 }
@@ -358,7 +290,7 @@ settle_some(SdStream *stream, Size len, uint32 *left)
 static void
 overflow_strict(SdStream *stream, Size len)
 {
-	SdStrict   *strict = stream->strict;
+	SdStrict   *strict = stream_strict(stream);
 	uint32		left = 0;
 	bool		begun = false;
 
@@ -421,7 +353,7 @@ void
 stream_flush(void)
 {
 	wake_now();
-	give_back_advance();
+	body_give_back_advance();
 }
 
 /*
@@ -432,7 +364,7 @@ stream_flush(void)
 static void
 make_ready(SdLink *link)
 {
-	SdConsumer *consumer = link->consumer;
+	SdConsumer *consumer = link_consumer(link);
 
 	if (consumer == NULL)
 		return;
@@ -441,7 +373,7 @@ make_ready(SdLink *link)
 		SpinLockAcquire(&consumer->mutex);
 		if (!link->ready)
 		{
-			dlist_push_tail(&consumer->ready, &link->ready_node);
+			sd_list_push_tail(&consumer->ready, &link->ready_node);
 			link->ready = true;
 		}
 		SpinLockRelease(&consumer->mutex);
@@ -478,25 +410,22 @@ begin_telling(SdStream *stream)
 static bool
 tell_links(SdStream *stream)
 {
-	for (int i = 0; i < LINKS_PER_LOCK; i++)
+	for (int i = 0; i < LINKS_PER_LOCK && !sd_list_is_empty(&stream->links); i++)
 	{
-		SdLink	   *link;
+		SdListNode *node = sd_list_first(&stream->links);
+		SdLink	   *link = sd_list_container(SdLink, stream_node, node);
 
-		if (dlist_is_empty(&stream->links))
-			return false;
-		link = dlist_head_element(SdLink, stream_node, &stream->links);
 		if (link->told == stream->told)
 			return false;
 		link->told = stream->told;
-		link->fresh = !dlist_is_empty(&link->current);
-		if (link->fresh || !dlist_is_empty(&link->behind))
+		link->fresh = !sd_list_is_empty(&link->current);
+		if (link->fresh || !sd_list_is_empty(&link->behind))
 			make_ready(link);
-		if (!dlist_has_next(&stream->links, &link->stream_node))
+		if (sd_list_next(&stream->links, node) == NULL)
 			return false;
-		dlist_delete(&link->stream_node);
-		dlist_push_tail(&stream->links, &link->stream_node);
+		sd_list_rotate(&stream->links);
 	}
-	return true;
+	return !sd_list_is_empty(&stream->links);
 }
 
 /* Caller has begun and holds the lock, which this releases. */
@@ -517,8 +446,19 @@ void
 link_settle(SdLink *link)
 {
 	if (link->fresh)
-		dlist_append_all(&link->behind, &link->current);
+		sd_list_append_all(&link->behind, &link->current);
 	link->fresh = false;
+}
+
+void
+link_leave(SdLink *link, SdSubscription *sub, bool was_paused)
+{
+	if (was_paused)
+		sd_list_remove(&link->paused, &sub->node);
+	else if (sd_list_first(&link->current) == &sub->node)
+		sd_list_remove(&link->current, &sub->node);
+	else
+		sd_list_remove(&link->behind, &sub->node);
 }
 
 void
@@ -555,8 +495,8 @@ advance_progress(SdStream *stream, uint64 event_id)
 static void
 count_lost(SdStream *stream, uint32 n)
 {
-	if (stream->tail < stream->head &&
-		n > PG_UINT32_MAX - (uint32) ((uint32) stream->lost - ENTRY(stream, stream->tail)->lost))
+	if (stream->nkept > 0 &&
+		n > PG_UINT32_MAX - (uint32) ((uint32) stream->lost - ENTRY(stream, stream_tail(stream))->lost))
 		stream->gaps++;
 	else
 		stream->lost += n;
@@ -584,17 +524,18 @@ push(SdStream *stream, SdBody *body)
 		entry->gaps = stream->gaps;
 		entry->remaining = stream->nattached;
 		stream->head++;
+		stream->nkept++;
 		stream->bytes += body->len;
+		stream->kept_bytes += body->len;
 		trim_to_keep(stream);
 	}
 	else
 	{
 		/* Only detached ones are left; they count it by the number. */
-		Assert(stream->tail == stream->head);
+		Assert(stream->nkept == 0);
 		stream->head++;
-		stream->tail = stream->head;
 	}
-	stats_add_own(&stream->channel->db->dispatchers[stream->channel->dispatcher].stats,
+	stats_add_own(&stream_channel(stream)->db->dispatchers[stream_channel(stream)->dispatcher].stats,
 				  SD_STAT_RESPONSES_QUEUED, 1);
 }
 
@@ -610,7 +551,7 @@ stream_append(SdStream *stream, uint64 event_id, SdBody *body)
 	(void) advance_progress(stream, event_id);
 	push(stream, body);
 	begin_telling(stream);
-	ending = stream->strict && !dlist_is_empty(&stream->strict->ending);
+	ending = stream_strict(stream) && !sd_list_is_empty(&stream_strict(stream)->ending);
 	finish_telling(stream);
 	trash_empty();
 

@@ -1,9 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * stream_private.h
- *	  What stream.c (the ring) and cursor.c (its readers) need of each other.
+ *	  What body.c (payloads), stream.c (the ring) and cursor.c (its readers) need
+ *	  of each other.
  *
- * The caller holds the stream's lock exclusively.
+ * The caller holds the stream's lock exclusively, but for what is body.c's.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,14 +13,33 @@
 
 #include "stream.h"
 
-#define ENTRY(stream, n)	(&(stream)->ring[(n) & ((stream)->ring_size - 1)])
+static inline SdEntry *
+stream_ring(const SdStream *stream)
+{
+	return (SdEntry *) sd_at(stream->ring);
+}
+
+#define ENTRY(stream, n)	(&stream_ring(stream)[(n) & ((stream)->ring_size - 1)])
+
+/* ---- body.c ---- */
+
+extern SdBody *body_ref(SdBody *body);
+/* The same for an entry: some in advance if the body comes a second time. */
+extern SdBody *body_ref_for_entry(SdBody *body);
+extern void body_give_back_advance(void);
 
 /* ---- stream.c ---- */
 
-extern SdBody *body_ref(SdBody *body);
 extern void entry_drop(SdEntry *entry);
 /* Forgets entries at the old end that nobody waits for. */
 extern void stream_trim(SdStream *stream);
+/* Number of the oldest entry kept; the head if there is none. */
+static inline uint64
+stream_tail(const SdStream *stream)
+{
+	return stream->head - stream->nkept;
+}
+
 /* Payload bytes stored before entry number n. */
 extern uint64 stream_bytes_before(SdStream *stream, uint64 n);
 

@@ -3,10 +3,10 @@
  * streamvec.c
  *	  Arrays of streams in shared memory, from one to millions.
  *
- * A vec is one pointer, then one array that doubles, then, from STREAMVEC_PAGE
+ * A vec is one reference, then one array that doubles, then, from STREAMVEC_PAGE
  * on, a list of pages of that size; the list doubles too, but is so much
  * shorter that copying it takes microseconds.  It shrinks by pages, and goes
- * back to a pointer when it is empty.
+ * back to a reference when it is empty.
  *
  * Locks: registry_lock, held by the caller exclusively.  No errors are raised.
  *
@@ -20,7 +20,7 @@
 #define FIRST_ARRAY		4
 #define FIRST_PAGES		8
 
-static struct SdStream **
+static SdRef *
 slot(SdStreamVec *vec, uint32 i)
 {
 	if (vec->cap == 0)
@@ -30,15 +30,15 @@ slot(SdStreamVec *vec, uint32 i)
 	return &vec->u.pages[i / STREAMVEC_PAGE][i % STREAMVEC_PAGE];
 }
 
-/* A larger copy of an array of pointers that has "used" of them; frees it. */
+/* A larger copy of what has "used" bytes; frees it. */
 static void *
-enlarge(void *old, uint32 used, uint32 size)
+enlarge(void *old, Size used, Size size)
 {
-	void	   *larger = sd_alloc(SD_MEM_SUBSCRIPTION, size * sizeof(void *));
+	void	   *larger = sd_alloc(SD_MEM_SUBSCRIPTION, size);
 
 	if (larger == NULL)
 		return NULL;
-	memcpy(larger, old, used * sizeof(void *));
+	memcpy(larger, old, used);
 	sd_free(old);
 	return larger;
 }
@@ -47,7 +47,7 @@ enlarge(void *old, uint32 used, uint32 size)
 static bool
 make_array(SdStreamVec *vec)
 {
-	struct SdStream **page = sd_alloc(SD_MEM_SUBSCRIPTION, FIRST_ARRAY * sizeof(struct SdStream *));
+	SdRef	   *page = sd_alloc(SD_MEM_SUBSCRIPTION, FIRST_ARRAY * sizeof(SdRef));
 
 	if (page == NULL)
 		return false;
@@ -60,7 +60,7 @@ make_array(SdStreamVec *vec)
 static bool
 double_array(SdStreamVec *vec)
 {
-	struct SdStream **page = enlarge(vec->u.page, vec->n, vec->cap * 2);
+	SdRef	   *page = enlarge(vec->u.page, vec->n * sizeof(SdRef), vec->cap * 2 * sizeof(SdRef));
 
 	if (page == NULL)
 		return false;
@@ -73,7 +73,7 @@ double_array(SdStreamVec *vec)
 static bool
 make_list(SdStreamVec *vec)
 {
-	struct SdStream ***pages = sd_alloc(SD_MEM_SUBSCRIPTION, FIRST_PAGES * sizeof(struct SdStream **));
+	SdRef	  **pages = sd_alloc(SD_MEM_SUBSCRIPTION, FIRST_PAGES * sizeof(SdRef *));
 
 	if (pages == NULL)
 		return false;
@@ -88,18 +88,19 @@ static bool
 add_page(SdStreamVec *vec)
 {
 	uint32		npages = vec->n / STREAMVEC_PAGE;
-	struct SdStream **page;
+	SdRef	   *page;
 
 	if (vec->n == vec->cap)
 	{
-		struct SdStream ***pages = enlarge(vec->u.pages, npages, npages * 2);
+		SdRef	  **pages = enlarge(vec->u.pages, npages * sizeof(SdRef *),
+									npages * 2 * sizeof(SdRef *));
 
 		if (pages == NULL)
 			return false;
 		vec->u.pages = pages;
 		vec->cap *= 2;
 	}
-	page = sd_alloc(SD_MEM_SUBSCRIPTION, STREAMVEC_PAGE * sizeof(struct SdStream *));
+	page = sd_alloc(SD_MEM_SUBSCRIPTION, STREAMVEC_PAGE * sizeof(SdRef));
 	vec->u.pages[npages] = page;
 	return page != NULL;
 }
@@ -125,7 +126,7 @@ streamvec_push(SdStreamVec *vec, struct SdStream *stream)
 	if (!grow(vec))
 		return false;
 	vec->n++;
-	*slot(vec, vec->n - 1) = stream;
+	*slot(vec, vec->n - 1) = sd_ref(stream);
 	return true;
 }
 
@@ -146,19 +147,19 @@ shrink(SdStreamVec *vec)
 		sd_free(vec->u.pages);
 	else if (vec->cap > 0)
 		sd_free(vec->u.page);
-	vec->u.only = NULL;
+	vec->u.pages = NULL;
 	vec->cap = 0;
 }
 
 struct SdStream *
 streamvec_remove(SdStreamVec *vec, uint32 i)
 {
-	struct SdStream *last = *slot(vec, vec->n - 1);
+	SdRef		last = *slot(vec, vec->n - 1);
 	bool		moved = i < vec->n - 1;
 
 	Assert(i < vec->n);
 	*slot(vec, i) = last;
 	vec->n--;
 	shrink(vec);
-	return moved ? last : NULL;
+	return moved ? (struct SdStream *) sd_at(last) : NULL;
 }

@@ -14,6 +14,8 @@
 
 #include "postgres.h"
 
+#include "ref.h"
+
 struct SdStream;
 
 #define STREAMVEC_PAGE	512		/* members; a power of two */
@@ -23,9 +25,9 @@ typedef struct SdStreamVec
 {
 	union
 	{
-		struct SdStream *only;	/* cap = 0: the only member */
-		struct SdStream **page; /* cap <= STREAMVEC_PAGE */
-		struct SdStream ***pages;
+		SdRef		only;		/* cap = 0: the only member */
+		SdRef	   *page;		/* cap <= STREAMVEC_PAGE */
+		SdRef	  **pages;
 	}			u;
 	uint32		n;
 	uint32		cap;			/* with pages: what all that fit into the list hold */
@@ -34,11 +36,24 @@ typedef struct SdStreamVec
 static inline struct SdStream *
 streamvec_get(const SdStreamVec *vec, uint32 i)
 {
+	SdRef		ref;
+
 	if (vec->cap == 0)
-		return vec->u.only;
-	if (vec->cap <= STREAMVEC_PAGE)
-		return vec->u.page[i];
-	return vec->u.pages[i / STREAMVEC_PAGE][i % STREAMVEC_PAGE];
+		ref = vec->u.only;
+	else if (vec->cap <= STREAMVEC_PAGE)
+		ref = vec->u.page[i];
+	else
+		ref = vec->u.pages[i / STREAMVEC_PAGE][i % STREAMVEC_PAGE];
+	return (struct SdStream *) sd_at(ref);
+}
+
+/* One that has a single member, and no memory of its own. */
+static inline void
+streamvec_of_one(SdStreamVec *vec, struct SdStream *stream)
+{
+	vec->u.only = sd_ref(stream);
+	vec->n = 1;
+	vec->cap = 0;
 }
 
 /* Appends, at n - 1; false when shared memory is used up. */

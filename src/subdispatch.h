@@ -44,7 +44,8 @@
  *	  resolver.c      one call of a resolver, its time limit (pytimeout.c)
  *	  payload.c       who shares a call, and the payload that comes of it
  *	  response.c      the bytes of a message
- *	  stream.c        response streams: entries, who is woken
+ *	  stream.c        response streams: entries, who is woken (body.c: payloads;
+ *	                  stream_struct.h: how all this lies in shared memory)
  *	  trash.c         freeing what was given up under locks
  *	  gaps.c          telling streams that something is missing
  *	  cursor.c        a reader's place in a stream, overflow, losses
@@ -54,12 +55,12 @@
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
  *	  ending.c        how subscriptions end (sweep.c: those nobody polls)
  *	  registry.c      the channels, streams, identities they are made of
- *	                  (streamvec.c: arrays of streams; link.c: what a consumer
- *	                  has in a stream; linger.c: channels that nobody subscribes
- *	                  to any more)
+ *	                  (index.c: where events look for streams; streamvec.c:
+ *	                  arrays of them; link.c: what a consumer has in a stream;
+ *	                  linger.c: channels that nobody subscribes to any more)
  *	  owned.c         consumers, connections, quotas (pause.c: slow clients)
  *
- * Around it: shmem.c (memory, hash tables), database.c (per-database state),
+ * Around it: shmem.c (memory, hash tables; ref.h: short pointers), database.c (per-database state),
  * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...),
  * replay_drop.c (the same on replicas), stats.c,
  * views.c, views_server.c, metrics.c and walk.c (what can be seen), guc.c and
@@ -101,6 +102,8 @@
 #define SD_BUS_PLACE			SD_MAX_DISPATCHERS	/* the bus worker's place */
 #define SD_PLACES				(SD_MAX_DISPATCHERS + 1)
 #define SD_MAX_NAME				1024	/* bytes of a channel, id, consumer, ... */
+/* kB; with the hash tables of the most subscriptions it is below SD_REF_LIMIT */
+#define SD_MAX_SHARED_MEMORY	(31 * 1024 * 1024)
 
 typedef enum SdBusKind
 {

@@ -63,7 +63,7 @@ id_match(const SdHashNode *node, const void *k)
 	const SdSubscription *sub = (const SdSubscription *) node;
 	const IdKey *key = k;
 
-	return sub->dboid == key->dboid && strcmp(sub->strings, key->id) == 0 &&
+	return sub->dboid == key->dboid && strcmp(sub_id(sub), key->id) == 0 &&
 		subscription_owner(sub) == key->owner;
 }
 
@@ -111,6 +111,7 @@ subscription_find(Oid dboid, Oid owner, const char *id)
 typedef struct Strings
 {
 	StringInfoData buf;
+	int			id;
 	int			operation_id;
 	int			operation_json;
 	int			operation_json_len;
@@ -135,6 +136,10 @@ make_strings(const SdSubscribe *what, Strings *s)
 	int			len = strlen(what->operation_id);
 
 	initStringInfo(&s->buf);
+	if (what->overflow != SD_DROP_OLDEST)
+		while (offsetof(SdSubscription, strings) + s->buf.len < STRICT_NODE_OFFSET + sizeof(SdListNode))
+			appendStringInfoChar(&s->buf, '\0');
+	s->id = s->buf.len;
 	appendBinaryStringInfo(&s->buf, what->id, strlen(what->id) + 1);
 	if (!response_escape(&json, what->operation_id))
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
@@ -181,6 +186,7 @@ make_subscription(const SdSubscribe *what, const Strings *s)
 	sub->serial = pg_atomic_add_fetch_u64(&sd_shared->serials, 1);
 	pg_atomic_init_u64(&sub->last_polled, now);
 	pg_atomic_init_u64(&sub->seen_version, 0);
+	sub->id = s->id;
 	sub->id_len = strlen(what->id);
 	sub->operation_id = s->operation_id;
 	sub->operation_id_len = strlen(what->operation_id);
@@ -198,14 +204,12 @@ get_strict(SdStream *stream)
 {
 	SdStrict   *strict;
 
-	if (stream->strict)
+	if (stream_strict(stream))
 		return true;
 	strict = sd_alloc(SD_MEM_SUBSCRIPTION, sizeof(SdStrict));
 	if (strict == NULL)
 		return false;
-	dlist_init(&strict->attached);
-	dlist_init(&strict->ending);
-	stream->strict = strict;
+	stream->strict = sd_ref(strict);
 	return true;
 }
 
@@ -222,17 +226,17 @@ enter_stream(SdStream *stream, SdSubscription *sub, SdConsumer *consumer, bool p
 	if (link)
 	{
 		link->nsubscriptions++;
-		sub->link = link;
+		sub->link = sd_ref(link);
 		if (resume)
 			resume_enter(stream, sub, resume);
 		else
 			stream_attach(stream, sub);
 		sub->paused = paused;
 		link_settle(link);
-		dlist_push_tail(paused ? &link->paused : &link->current, &sub->node);
+		sd_list_push_tail(paused ? &link->paused : &link->current, &sub->node);
 		pg_atomic_write_u64(&sub->seen_version, pg_atomic_read_u64(&stream->version));
 		/* who resumes finds in the history what was given up */
-		if (resume == NULL && replay_lacks_event(stream->channel->db))
+		if (resume == NULL && replay_lacks_event(stream_channel(stream)->db))
 		{
 			stream_miss(stream, sub);
 			stream_wake_resumed(stream);
@@ -292,7 +296,7 @@ get_parts(const SdSubscribe *what, SdDatabase *db, Parts *p)
 			p->connection->nlive >= subdispatch_max_subscriptions_per_connection)
 			return TOO_MANY_CONNECTION;
 	}
-	identity = p->stream->identity;
+	identity = stream_identity(p->stream);
 	if (identity->user && subdispatch_max_subscriptions_per_user > 0 &&
 		identity->user->n >= subdispatch_max_subscriptions_per_user)
 		return TOO_MANY_USER;
@@ -328,7 +332,7 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub, SdRe
 	if (pg_atomic_read_u32(&sd_shared->nsubscriptions) >= (uint32) subdispatch_max_subscriptions)
 		return TOO_MANY;
 	result = get_parts(what, db, &parts);
-	sub->stream = parts.stream; /* the dispatcher may look at it from here on */
+	sub->stream = sd_ref(parts.stream); /* the dispatcher may look at it from here on */
 	if (result == CREATED && !enter_stream(parts.stream, sub, parts.consumer,
 										  pause_applies(parts.connection, parts.consumer),
 										  resume))
@@ -340,16 +344,16 @@ create_locked(const SdSubscribe *what, SdDatabase *db, SdSubscription *sub, SdRe
 	}
 
 	stream_pin(parts.stream);
-	sub->consumer = parts.consumer;
-	sub->connection = parts.connection;
-	registry_count_quotas(parts.stream->identity, 1);
-	if (sub->consumer)
-		sub->consumer->nsubscriptions++;
-	if (sub->connection)
+	sub->consumer = sd_ref(parts.consumer);
+	sub->connection = sd_ref(parts.connection);
+	registry_count_quotas(stream_identity(parts.stream), 1);
+	if (sub_consumer(sub))
+		sub_consumer(sub)->nsubscriptions++;
+	if (sub_connection(sub))
 	{
-		sub->connection->nlive++;
-		sub->connection->nmembers++;
-		dlist_push_tail(&sub->connection->subscriptions, &sub->connection_node);
+		sub_connection(sub)->nlive++;
+		sub_connection(sub)->nmembers++;
+		sd_list_push_tail(&sub_connection(sub)->subscriptions, &sub->connection_node);
 	}
 	pg_atomic_fetch_add_u32(&sd_shared->nsubscriptions, 1);
 	pg_atomic_fetch_add_u32(&db->nsubscriptions, 1);

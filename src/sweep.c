@@ -52,8 +52,8 @@ is_over(SdSubscription *sub, TimestampTz now, SdEnd *end)
 	TimestampTz life = (TimestampTz) subdispatch_subscription_max_lifetime * SD_SECOND;
 	TimestampTz polled = pg_atomic_read_u64(&sub->last_polled);
 
-	if (sub->consumer)
-		polled = Max(polled, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
+	if (sub_consumer(sub))
+		polled = Max(polled, (TimestampTz) pg_atomic_read_u64(&sub_consumer(sub)->last_polled));
 	*end = SD_END_NONE;
 	/* Its last message was read, but the reader failed before it forgot it. */
 	if (sub->structurally_ended && sub->end_told && !sub->end_held)
@@ -83,7 +83,7 @@ find_over(Oid dboid, uint32 bucket, uint32 end, TimestampTz now, Over *over)
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	LWLockAcquire(lock, LW_SHARED);
 	for (uint32 b = bucket; b < end; b++)
-		for (SdHashNode *node = table->buckets[b]; node && n < OVER_MAX; node = node->next)
+		for (SdHashNode *node = sd_hash_first(table, b); node && n < OVER_MAX; node = sd_hash_next(node))
 		{
 			SdSubscription *sub = (SdSubscription *) node;
 
@@ -91,7 +91,7 @@ find_over(Oid dboid, uint32 bucket, uint32 end, TimestampTz now, Over *over)
 				continue;
 			over[n].owner = subscription_owner(sub);
 			over[n].serial = sub->serial;
-			strcpy(over[n].id, sub->strings);
+			strcpy(over[n].id, sub_id(sub));
 			n++;
 		}
 	LWLockRelease(lock);
@@ -174,7 +174,7 @@ subscription_sweep(SdDatabase *db)
 static SdSubscription *
 first_of_database(uint32 bucket, Oid dboid)
 {
-	for (SdHashNode *node = sd_shared->subscriptions.buckets[bucket]; node; node = node->next)
+	for (SdHashNode *node = sd_hash_first(&sd_shared->subscriptions, bucket); node; node = sd_hash_next(node))
 		if (((SdSubscription *) node)->dboid == dboid)
 			return (SdSubscription *) node;
 	return NULL;

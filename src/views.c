@@ -97,8 +97,8 @@ last_polled(SdSubscription *sub)
 {
 	TimestampTz t = (TimestampTz) pg_atomic_read_u64(&sub->last_polled);
 
-	if (sub->consumer)
-		t = Max(t, (TimestampTz) pg_atomic_read_u64(&sub->consumer->last_polled));
+	if (sub_consumer(sub))
+		t = Max(t, (TimestampTz) pg_atomic_read_u64(&sub_consumer(sub)->last_polled));
 	return t;
 }
 
@@ -106,7 +106,7 @@ last_polled(SdSubscription *sub)
 static void
 collect_progress(SubscriptionRow *row, SdSubscription *sub)
 {
-	SdStream   *stream = sub->stream;
+	SdStream   *stream = sub_stream(sub);
 
 	LWLockAcquire(&stream->lock, LW_SHARED);
 	row->end = sub->end;
@@ -116,7 +116,7 @@ collect_progress(SubscriptionRow *row, SdSubscription *sub)
 	row->pending = stream_pending(stream, sub);
 	row->dropped = stream_dropped(stream, sub);
 	row->delivered = sub->delivered;
-	row->rate_limited = stream_rate_limited(sub->stream, sub);
+	row->rate_limited = stream_rate_limited(sub_stream(sub), sub);
 	row->errors = sub->errors;
 	LWLockRelease(&stream->lock);
 }
@@ -125,33 +125,33 @@ collect_progress(SubscriptionRow *row, SdSubscription *sub)
 static void
 collect_definition(SdWalk *walk, SubscriptionRow *row, SdSubscription *sub)
 {
-	SdStream   *stream = sub->stream;
-	SdIdentity *identity = stream->identity;
+	SdStream   *stream = sub_stream(sub);
+	SdIdentity *identity = stream_identity(stream);
 
 	row->owner = subscription_owner(sub);
 	row->role = identity->role;
-	row->resolver = stream->resolver;
-	row->id = walk_copy_string(walk, sub->strings);
-	row->channel = walk_copy(walk, stream->channel->name, stream->channel->namelen + 1);
-	row->variables = walk_copy_jsonb(walk, stream->variables);
+	row->resolver = stream_resolver(stream);
+	row->id = walk_copy_string(walk, sub_id(sub));
+	row->channel = walk_copy(walk, stream_channel(stream)->name, stream_channel(stream)->namelen + 1);
+	row->variables = walk_copy_jsonb(walk, stream_variables(stream));
 	if (sub->variables != 0)
 		row->variables = walk_copy_jsonb(walk, sub->strings + sub->variables);
-	row->filter = walk_copy_jsonb(walk, stream->filter_json);
+	row->filter = walk_copy_jsonb(walk, stream_filter_json(stream));
 	row->context = walk_copy_jsonb(walk, identity->context);
 	row->settings = walk_copy_jsonb(walk, identity->settings);
 	row->operation_id = walk_copy_text(walk, sub->strings + sub->operation_id,
 									   sub->operation_id_len);
 	if (sub->operation_name != 0)
 		row->operation_name = walk_copy_string(walk, sub->strings + sub->operation_name);
-	if (sub->connection)
-		row->connection_id = walk_copy(walk, sub->connection->name, sub->connection->namelen + 1);
-	if (sub->consumer)
-		row->consumer = walk_copy(walk, sub->consumer->name, sub->consumer->namelen + 1);
-	row->response_key = walk_copy_string(walk, stream->response_key);
+	if (sub_connection(sub))
+		row->connection_id = walk_copy(walk, sub_connection(sub)->name, sub_connection(sub)->namelen + 1);
+	if (sub_consumer(sub))
+		row->consumer = walk_copy(walk, sub_consumer(sub)->name, sub_consumer(sub)->namelen + 1);
+	row->response_key = walk_copy_string(walk, stream_response_key(stream));
 	row->created_at = sub->created_at;
 	row->last_polled_at = last_polled(sub);
-	row->rate_limit = stream->rate ? stream->rate->rate : 0;
-	row->burst = stream->rate ? stream->rate->burst : 0;
+	row->rate_limit = stream_rate(stream) ? stream_rate(stream)->rate : 0;
+	row->burst = stream_rate(stream) ? stream_rate(stream)->burst : 0;
 	row->max_pending = sub->max_pending;
 	row->overflow = sub->overflow;
 }
@@ -335,16 +335,17 @@ collect_pending(SdWalk *walk, SdHashNode *node)
 	SdSubscription *sub = (SdSubscription *) node;
 	Consumers  *consumers = walk->arg;
 	ConsumerRow *entry;
+	SdConsumer *consumer = sub_consumer(sub);
 
-	if (sub->consumer == NULL ||
+	if (consumer == NULL ||
 		!walk_visible(walk, sub->dboid, subscription_owner(sub), MyDatabaseId))
 		return;
-	entry = hash_search(consumers->table, &sub->consumer, HASH_FIND, NULL);
+	entry = hash_search(consumers->table, &consumer, HASH_FIND, NULL);
 	if (entry == NULL)
 		return;
-	LWLockAcquire(&sub->stream->lock, LW_SHARED);
-	entry->pending += stream_pending(sub->stream, sub);
-	LWLockRelease(&sub->stream->lock);
+	LWLockAcquire(&sub_stream(sub)->lock, LW_SHARED);
+	entry->pending += stream_pending(sub_stream(sub), sub);
+	LWLockRelease(&sub_stream(sub)->lock);
 }
 
 /* Who waits for which consumer: read without a lock, as of any moment. */
@@ -454,12 +455,12 @@ collect_own_stream(SdWalk *walk, SdHashNode *node)
 	SdStream   *stream = (SdStream *) node;
 	OwnChannel *row;
 
-	if (!walk_visible(walk, stream->identity->dboid, stream->identity->owner, MyDatabaseId))
+	if (!walk_visible(walk, stream_identity(stream)->dboid, stream_identity(stream)->owner, MyDatabaseId))
 		return;
 	row = walk_row(walk);
 	if (row == NULL)
 		return;
-	row->channel = stream->channel;
+	row->channel = stream_channel(stream);
 	row->subscriptions = stream->nsubscriptions;
 }
 

@@ -45,37 +45,35 @@ typedef struct Known
 static void
 look_up(SdStream *stream, Known *k)
 {
-	SdIdentity *identity = stream->identity;
-
 	k->end = SD_END_NONE;
 	k->ask_context = false;
-	if (!security_role_exists(identity->role) || !security_role_exists(identity->owner))
+	if (!security_role_exists(stream->role) || !security_role_exists(stream->owner))
 		k->end = SD_END_ROLE_GONE;
-	else if (!security_may_become(identity->owner, identity->role))
+	else if (!security_may_become(stream->owner, stream->role))
 		k->end = SD_END_RUN_AS_REVOKED;
 	else
-		k->ask_context = !grants_allow(identity->role, stream->channel->name, GRANT_SUBSCRIBE, NULL);
+		k->ask_context = !grants_allow(stream->role, stream_channel(stream)->name, GRANT_SUBSCRIBE, NULL);
 }
 
 SdEnd
 dispatch_stream_end(SdStream *stream, uint64 event_id)
 {
 	static Known known[KNOWN_SIZE];
-	SdIdentity *identity = stream->identity;
-	bool		star = stream->channel->star;
-	Known	   *k = &known[(identity->role * 2 + star) % KNOWN_SIZE];
+	bool		star = stream_channel(stream)->star;
+	Known	   *k = &known[(stream->role * 2 + star) % KNOWN_SIZE];
 
-	if (k->event_id != event_id || k->role != identity->role || k->owner != identity->owner ||
+	if (k->event_id != event_id || k->role != stream->role || k->owner != stream->owner ||
 		k->star != star)
 	{
 		look_up(stream, k);
 		k->event_id = event_id;
-		k->owner = identity->owner;
-		k->role = identity->role;
+		k->owner = stream->owner;
+		k->role = stream->role;
 		k->star = star;
 	}
 	if (k->ask_context &&
-		!grants_allow(identity->role, stream->channel->name, GRANT_SUBSCRIBE, identity->context))
+		!grants_allow(stream->role, stream_channel(stream)->name, GRANT_SUBSCRIBE,
+					  stream_identity(stream)->context))
 		return SD_END_CHANNEL_REVOKED;
 	return k->end;
 }

@@ -416,7 +416,7 @@ visible_in(DispatchEvent *e, const SdStream *stream)
 {
 	if (e->ev->source != SD_SOURCE_CHANGE && !stream->has_context)
 		return everything(e);
-	return visible_to(e, stream->identity);
+	return visible_to(e, stream_identity(stream));
 }
 
 bool

@@ -125,7 +125,7 @@ collect_lot(SdWalk *walk, uint64 bucket, uint64 end)
 		int			nrows = walk->nrows;
 		Size		nbytes = walk->nbytes;
 
-		for (SdHashNode *n = walk->table->buckets[bucket]; n && !walk->full; n = n->next)
+		for (SdHashNode *n = sd_hash_first(walk->table, bucket); n && !walk->full; n = sd_hash_next(n))
 			walk->collect(walk, n);
 		if (walk->full)
 		{

@@ -30,10 +30,10 @@ sub each_takes
 	is(memory_in_use($node), $before, 'and gives back all of it');
 	return;
 }
-each_takes('subscriptions of one stream', 400, "filter => '{}'");
-each_takes('subscriptions of one stream with connections of 20', 400, "connection_id => 'connection' || n / 20");
-each_takes('subscriptions with an equality filter each', 1000, "filter => jsonb_build_object('n', n)");
-each_takes('subscriptions with an identity each', 1000, "settings => jsonb_build_object('app.user', n::text)");
+each_takes('subscriptions of one stream', 230, "filter => '{}'");
+each_takes('subscriptions of one stream with connections of 20', 240, "connection_id => 'connection' || n / 20");
+each_takes('subscriptions with an equality filter each', 650, "filter => jsonb_build_object('n', n)");
+each_takes('subscriptions with an identity each', 650, "settings => jsonb_build_object('app.user', n::text)");
 
 # ---- full ----
 
