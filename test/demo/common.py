@@ -1,10 +1,12 @@
 """What the demos with one server and with two share: the workload, what a subscription received, pgbench, and small helpers."""
 
+import argparse
 import collections
 import json
 import os
 import random
 import subprocess
+import sys
 
 import psycopg2
 
@@ -204,3 +206,32 @@ def run(*command):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         raise RuntimeError("%s failed:\n%s" % (command[0], done.stdout.decode()))
+
+
+def argument_parser():
+    """What all demos are told on their command line."""
+    parser = argparse.ArgumentParser()
+    for name in ("--duration", "--clients", "--scale"):
+        parser.add_argument(name, type=int, required=True)
+    return parser
+
+
+def conclude(ledgers, problems, claims):
+    """The end of the report: what came first, and whether all is well. Returns the exit status."""
+    print()
+    print("first responses:")
+    for label, ledger in ledgers:
+        print("  %s%s" % (label, (ledger.first or "none")[:600]))
+    print()
+    if problems.count:
+        problems.show()
+        return 1
+    print("OK: " + "\n    ".join(claims))
+    return 0
+
+
+def run_demo(main):
+    try:
+        sys.exit(main())
+    except (RuntimeError, psycopg2.Error) as error:
+        sys.exit("demo: %s" % error)

@@ -11,16 +11,13 @@ If asked for, all of this goes on beside many other subscriptions of another con
 equality filters on values that no row has, the others on channels where nothing happens.
 """
 
-import argparse
 import json
 import os
-import sys
 import threading
 import time
 
-import psycopg2
-
-from common import BATCH, CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, connect, number, phone, plain, run, subscribe
+from common import (BATCH, CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, argument_parser, conclude, connect, number, phone, plain, run,
+                    run_demo, subscribe)
 
 RECEIVED = """
 -- as on paper: what each subscription received, to be compared with what was committed
@@ -238,24 +235,13 @@ class Demo:
             s = ledger.subscription
             print("%-18s %-9s %-70s %10s %10s" % (s.name, s.channel, json.dumps(s.filter), number(self.expected[s.name]),
                                                  number(ledger.responses)))
-        print()
-        print("first responses:")
-        for name in ("history", "accounts", "phone-01", "phone-09"):
-            print("  " + (self.ledgers[name].first or "none")[:600])
-        print()
-        if self.problems.count:
-            self.problems.show()
-            return 1
-        print("OK: every committed row reached every subscription that it matches, exactly once;")
-        print("    each account's changes came in the order of their commits.")
-        return 0
+        return conclude([("", self.ledgers[name]) for name in ("history", "accounts", "phone-01", "phone-09")], self.problems, [
+            "every committed row reached every subscription that it matches, exactly once;",
+            "each account's changes came in the order of their commits."])
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--duration", type=int, required=True)
-    parser.add_argument("--clients", type=int, required=True)
-    parser.add_argument("--scale", type=int, required=True)
+    parser = argument_parser()
     parser.add_argument("--idle-subscriptions", type=int, default=0)
     options = parser.parse_args()
     demo = Demo(options)
@@ -269,7 +255,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RuntimeError, psycopg2.Error) as error:
-        sys.exit("demo: %s" % error)
+    run_demo(main)

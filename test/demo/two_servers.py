@@ -9,11 +9,9 @@ A row says which server it is of: in pgbench's column "filler". As in the demo w
 which PostgreSQL compares with what was committed. Ids that rise on each server, and are the same on both, are in one order.
 """
 
-import argparse
 import datetime
 import os
 import queue
-import sys
 import threading
 import time
 import zlib
@@ -21,7 +19,8 @@ from contextlib import closing
 
 import psycopg2
 
-from common import BATCH, CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, connect, number, phone, plain, run, subscribe
+from common import (BATCH, CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, argument_parser, conclude, connect, number, phone, plain, run,
+                    run_demo, subscribe)
 
 SERVERS = ("a", "b")
 SUBSCRIPTIONS = [
@@ -336,25 +335,14 @@ class Demo:
             print("%-12s %-9s %26s %12s %12s" % (
                 (s.name, s.channel, number(self.expected[s.name]))
                 + tuple(number(server.ledgers[s.name].responses) for server in self.servers)))
-        print()
-        print("first responses:")
-        for server in self.servers:
-            print("  %s: %s" % (server.name, (server.ledgers["history"].first or "none")[:600]))
-        print()
-        if self.problems.count:
-            self.problems.show()
-            return 1
-        print("OK: every committed row of each server reached every subscription that it matches on both servers, exactly once,")
-        print("    with the same event id and the same bytes, in the same order on both;")
-        print("    each account's changes came in the order of their commits.")
-        return 0
+        return conclude([(server.name + ": ", server.ledgers["history"]) for server in self.servers], self.problems, [
+            "every committed row of each server reached every subscription that it matches on both servers, exactly once,",
+            "with the same event id and the same bytes, in the same order on both;",
+            "each account's changes came in the order of their commits."])
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--duration", type=int, required=True)
-    parser.add_argument("--clients", type=int, required=True)
-    parser.add_argument("--scale", type=int, required=True)
+    parser = argument_parser()
     parser.add_argument("host", nargs=len(SERVERS), help="of each server, the directory of its socket")
     options = parser.parse_args()
     demo = Demo(options)
@@ -369,7 +357,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RuntimeError, psycopg2.Error) as error:
-        sys.exit("demo: %s" % error)
+    run_demo(main)
