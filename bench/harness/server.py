@@ -186,7 +186,7 @@ class Server:
             try:
                 with open(f"/proc/{pid}/schedstat", encoding="ascii") as f:
                     times[pid] = int(f.read().split()[0]) / 1e9
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 pass
         return times
 
