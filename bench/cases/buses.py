@@ -42,9 +42,13 @@ class Bus(Benchmark):
         self.other = Server(self.server.bindir, self.server.source, os.path.join(os.path.dirname(self.server.directory), "other"))
         if not os.path.exists(self.other.data):
             self.other.create()
-            self.other.configure(self.settings)
+            self.other.configure(self.other_settings())
             self.other.execute("CREATE EXTENSION subdispatch")
-        self.other.configure(self.settings)
+        self.other.configure(self.other_settings())
+
+    def other_settings(self):
+        # It publishes nothing, so the setting alone keeps it reading while nothing comes.
+        return {**self.settings, "subdispatch.event_bus": "redis"}
 
     def teardown(self):
         if self.other:
