@@ -26,7 +26,7 @@ CREATE UNLOGGED TABLE demo.received (subscription int, tid int, bid int, aid int
 
 # 10,000 in a transaction; 20 for each connection.
 SUBSCRIBE_IDLE = """
-SELECT count(subdispatch.subscribe(CASE WHEN n % 2 = 0 THEN 'history' ELSE 'idle ' || n % 1000 END,
+SELECT count(subdispatch.subscribe(CASE WHEN n %% 2 = 0 THEN 'history' ELSE 'idle ' || n %% 1000 END,
            filter => jsonb_build_object('row.aid', -n), id => 'idle ' || n, connection_id => 'idle ' || n / 20, consumer => 'idle'))
   FROM generate_series(%s, %s) AS n
 """
