@@ -99,8 +99,14 @@ extern void sd_out_of_shared_memory(void) pg_attribute_noreturn();
 /* ---- the region ---- */
 
 #define SD_ID_PARTITIONS	128 /* a power of two */
-#define SD_WAIT_POINTS		256
 #define SD_RESERVE_PIECES	256 /* at most */
+
+/*
+ * Whoever waits at the point of something else is woken for nothing each time,
+ * so there are far more of them than sessions usually wait.  64 by 64, for
+ * stream.c's sake.
+ */
+#define SD_WAIT_POINTS		4096
 
 /*
  * A backend's place in the order of commits; see bus_memory.c.  Indexed by

@@ -314,9 +314,11 @@ overflow_strict(SdStream *stream, Size len)
 
 /*
  * The wait points at which somebody may have to be woken: of the things' own
- * addresses, so they may be gone by then.  One bit each.
+ * addresses, so they may be gone by then.  One bit each, and one for each word
+ * that has any.
  */
 static uint64 to_wake[SD_WAIT_POINTS / 64];
+static uint64 words_to_wake = 0;
 static int	nto_wake = 0;		/* calls of wake_later() */
 
 static void
@@ -324,7 +326,9 @@ wake_later(const void *thing)
 {
 	int			point = sd_wait_point_number(thing);
 
+	StaticAssertStmt(lengthof(to_wake) == 64, "one bit for each word");
 	to_wake[point / 64] |= UINT64CONST(1) << (point % 64);
+	words_to_wake |= UINT64CONST(1) << (point / 64);
 	nto_wake++;
 }
 
@@ -336,8 +340,11 @@ wake_now(void)
 		return;
 	nto_wake = 0;
 	pg_memory_barrier();
-	for (int i = 0; i < SD_WAIT_POINTS / 64; i++)
+	while (words_to_wake != 0)
 	{
+		int			i = pg_rightmost_one_pos64(words_to_wake);
+
+		words_to_wake &= words_to_wake - 1;
 		while (to_wake[i] != 0)
 		{
 			ConditionVariable *cv = &sd_shared->wait_points[i * 64 + pg_rightmost_one_pos64(to_wake[i])];
