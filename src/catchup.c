@@ -182,7 +182,7 @@ handle(SdEvent *ev, uint64 id, TimestampTz until)
 	if (e.nwork > 0 && (!e.careful || n == before))
 	{
 		resolved = true;
-		respond_resolve(&e, &at, e.careful ? 0 : until);
+		respond_resolve(&e, &at, e.careful ? 0 : until, false);
 	}
 	account(&e, before, at);
 	dispatch_fault(&e, "replayed");
@@ -300,7 +300,7 @@ static void
 after_error(void)
 {
 	HOLD_INTERRUPTS();
-	AbortCurrentTransaction();
+	AbortOutOfAnyTransaction();
 	LWLockReleaseAll();
 	security_reset();
 	respond_forget();

@@ -8,7 +8,8 @@
  * responses can be read at once.  Then resolvers are called, event by event,
  * each once for all streams that share its call; their responses are kept back
  * until the transaction in which they were made has committed, which happens
- * after RESOLVER_SLICE of work at the latest.
+ * after RESOLVER_SLICE of work at the latest.  Each call has a subtransaction
+ * of its own; the only call of an event that is alone has the transaction.
  *
  * If anything raises an error, the transaction is rolled back and the batch is
  * done again event by event; an event that fails alone is done once more with
@@ -193,14 +194,14 @@ measure(DispatchEvent *e)
 
 /* Calls an event's resolvers, with a commit whenever a slice is used up. */
 static void
-resolve_in_slices(DispatchEvent *e, TimestampTz *slice_end)
+resolve_in_slices(DispatchEvent *e, TimestampTz *slice_end, bool lone)
 {
 	int			at = 0;
 
 	attempt_begin(e);
 	for (;;)
 	{
-		respond_resolve(e, &at, *slice_end);
+		respond_resolve(e, &at, *slice_end, lone);
 		if (at >= e->nwork)
 			break;
 		commit_and_release();
@@ -233,7 +234,7 @@ run_together(DispatchEvent *events, int n)
 	{
 		if (events[i].nwork == 0)
 			continue;
-		resolve_in_slices(&events[i], &slice_end);
+		resolve_in_slices(&events[i], &slice_end, n == 1);
 		dispatch_fault(&events[i], "resolved");
 		if (GetCurrentTimestamp() >= slice_end)
 			n = i + 1;
@@ -279,7 +280,7 @@ run_try(Try *t)
 		case TRY_RESOLVE:
 			begin();
 			attempt_begin(t->events);
-			respond_resolve(t->events, &t->at, 0);
+			respond_resolve(t->events, &t->at, 0, false);
 			commit_and_release();
 			attempt_end();
 			break;
@@ -306,7 +307,8 @@ attempt(Try *t)
 		t->error = CopyErrorData();
 		FlushErrorState();
 		HOLD_INTERRUPTS();
-		AbortCurrentTransaction();
+		/* also out of subtransactions that user code left open */
+		AbortOutOfAnyTransaction();
 		LWLockReleaseAll();
 		security_reset();
 		respond_forget();

@@ -421,7 +421,7 @@ recover(void)
 	LWLockReleaseAll();
 	ConditionVariableCancelSleep();
 	pgstat_report_wait_end();
-	AbortCurrentTransaction();
+	AbortOutOfAnyTransaction();
 	security_reset();
 
 	MemoryContextSwitchTo(loop_context);

@@ -4,8 +4,12 @@
  *	  One call of user code in a dispatcher: rights, time limit, errors.
  *
  * User code is a resolver or a table's policies.  Whatever it does, the
- * dispatcher goes on: it runs in a subtransaction, with the identity's rights
- * (security.c), for a limited time.
+ * dispatcher goes on: what it did is rolled back if it fails, it has the
+ * identity's rights (security.c), and runs for a limited time.
+ *
+ * What is rolled back is a subtransaction, or the whole transaction where that
+ * holds nothing else: a lone event that few want is then spared a good part of
+ * what surrounds its resolver.
  *
  * THE TIME LIMIT.  A timer of the process's own calls on_timeout() when the
  * time is over and every TICK_MS from then on, until the code has ended:
@@ -53,6 +57,7 @@
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
@@ -240,13 +245,32 @@ translate_error(ErrorData *edata, MemoryContext context)
 }
 
 /*
+ * Undoes what the code did.  A transaction may have inner ones open, of a
+ * language that an error left in its own error handling: all are rolled back.
+ */
+static void
+roll_back(ResolverGuard guard, int nest_level)
+{
+	switch (guard)
+	{
+		case GUARD_SUBTRANSACTION:
+			while (GetCurrentTransactionNestLevel() > nest_level)
+				RollbackAndReleaseCurrentSubTransaction();
+			break;
+		case GUARD_TRANSACTION:
+			AbortOutOfAnyTransaction();
+			break;
+		case GUARD_NONE:
+			break;
+	}
+}
+
+/*
  * After an error was raised and is still on the error stack: gives it to the
- * caller, and makes the session what it was before the code.  A subtransaction
- * may have inner ones open, of a language that an error left in its own error
- * handling: all are rolled back, down to nest_level.
+ * caller, and makes the session what it was before the code.
  */
 static ErrorData *
-recover(MemoryContext result_context, int nest_level, bool bare)
+recover(MemoryContext result_context, int nest_level, ResolverGuard guard)
 {
 	ErrorData  *edata;
 
@@ -258,18 +282,19 @@ recover(MemoryContext result_context, int nest_level, bool bare)
 		run.status = RESOLVER_TIMED_OUT;
 	if (run.expired || run.canceled)
 		translate_error(edata, result_context);
-	if (!bare)
-	{
-		while (GetCurrentTransactionNestLevel() > nest_level)
-			RollbackAndReleaseCurrentSubTransaction();
-	}
+	roll_back(guard, nest_level);
 	security_reset();
+	if (guard == GUARD_TRANSACTION)
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+	}
 	return edata;
 }
 
 ResolverStatus
 resolver_guarded(ResolverCode code, void *arg, const char *what,
-				 const SdRights *rights, int timeout_ms, bool bare,
+				 const SdRights *rights, int timeout_ms, ResolverGuard guard,
 				 MemoryContext result_context, ErrorData **edata)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -291,31 +316,32 @@ resolver_guarded(ResolverCode code, void *arg, const char *what,
 	run.given_up = false;
 	run.canceled = false;
 
-	if (!bare)
+	if (guard == GUARD_SUBTRANSACTION)
 		BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(work_context);
 	PG_TRY();
 	{
 		run_code(code, arg, rights);
-		if (!bare)
+		if (guard == GUARD_SUBTRANSACTION)
 			ReleaseCurrentSubTransaction();
 		run.status = RESOLVER_OK;
 	}
 	PG_CATCH();
 	{
-		error = recover(result_context, nest_level, bare);
+		error = recover(result_context, nest_level, guard);
 	}
 	PG_END_TRY();
 
 	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	if (error == NULL || guard != GUARD_TRANSACTION)
+		CurrentResourceOwner = owner;
 	MemoryContextReset(work_context);
 	*edata = error;
 
 	/* a request to end the process, which ended only the code so far */
 	if (unlikely(ProcDiePending))
 		CHECK_FOR_INTERRUPTS();
-	if (unlikely(error != NULL && (bare || replay_is_conflict(error))))
+	if (unlikely(error != NULL && (guard == GUARD_NONE || replay_is_conflict(error))))
 		ReThrowError(error);
 	return run.status;
 }
@@ -584,7 +610,7 @@ resolver_call(ResolverCall *call)
 	call->sqlerrcode = 0;
 	call->message = NULL;
 	call->status = resolver_guarded(call_function, call, "resolver", call->rights,
-									call->timeout_ms, call->bare,
+									call->timeout_ms, call->guard,
 									call->result_context, &call->edata);
 	call->failed = call->status != RESOLVER_OK;
 	call->timed_out = call->status == RESOLVER_TIMED_OUT;

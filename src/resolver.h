@@ -22,14 +22,24 @@ typedef enum ResolverStatus
 	RESOLVER_DENIED				/* no EXECUTE right any more, or no such role */
 } ResolverStatus;
 
+/* What is rolled back when user code fails. */
+typedef enum ResolverGuard
+{
+	GUARD_SUBTRANSACTION,		/* the code's own subtransaction */
+	GUARD_TRANSACTION,			/* the whole transaction, which holds nothing to
+								 * be kept; a new one is begun, with a snapshot
+								 * in place of the one that was active */
+	GUARD_NONE					/* nothing: whatever is not RESOLVER_OK is raised
+								 * as an error, after which the caller must abort
+								 * its transaction */
+} ResolverGuard;
+
 typedef struct ResolverCall
 {
 	/* in */
 	Oid			fn;
 	bool		batched;
-	bool		bare;			/* without a subtransaction: whatever is not
-								 * RESOLVER_OK is raised as an error, after
-								 * which the caller must abort its transaction */
+	ResolverGuard guard;
 	const SdRights *rights;
 	Jsonb	   *event;
 	int			nvariables;		/* 1 unless batched */
@@ -62,8 +72,8 @@ extern bool resolver_is_immutable(Oid fn);
 
 /*
  * Calls a resolver.  Needs a transaction with an active snapshot; errors of
- * the resolver's come back in *call, its database changes rolled back, unless
- * call->bare.  A request to end the process is not an error of the
+ * the resolver's come back in *call, its database changes rolled back, as
+ * call->guard says.  A request to end the process is not an error of the
  * resolver's: it ends the process here.  A batched resolver that returns SQL
  * NULL has nothing for any of its variables.
  */
@@ -74,11 +84,12 @@ extern void resolver_call(ResolverCall *call);
  * within the time limit.  Returns RESOLVER_OK, RESOLVER_FAILED,
  * RESOLVER_TIMED_OUT or RESOLVER_DENIED (no such role); *edata then has the
  * error, in result_context.  "what" names it in messages.  What code(arg)
- * allocates in CurrentMemoryContext is gone on return.
+ * allocates in CurrentMemoryContext is gone on return.  With GUARD_TRANSACTION
+ * the current context and result_context must outlive the transaction.
  */
 typedef void (*ResolverCode) (void *arg);
 extern ResolverStatus resolver_guarded(ResolverCode code, void *arg, const char *what,
-									   const SdRights *rights, int timeout_ms, bool bare,
+									   const SdRights *rights, int timeout_ms, ResolverGuard guard,
 									   MemoryContext result_context, ErrorData **edata);
 
 /*

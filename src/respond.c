@@ -314,11 +314,11 @@ respond_failure(DispatchEvent *e, SdStream **streams, int n, ResolverStatus stat
  * is the caller's to free: an event may have a great many calls.
  */
 static void
-call_resolver(DispatchEvent *e, SdStream **streams, int n)
+call_resolver(DispatchEvent *e, SdStream **streams, int n, ResolverGuard guard)
 {
 	SdStream   *first = streams[0];
 	ResolverCall call = {
-		.fn = stream_resolver(first), .batched = first->batched,
+		.fn = stream_resolver(first), .batched = first->batched, .guard = guard,
 		.timeout_ms = subdispatch_resolver_timeout, .result_context = CurrentMemoryContext
 	};
 	int		   *starts = palloc(sizeof(int) * (n + 1));
@@ -401,13 +401,15 @@ leave_out_ended(DispatchEvent *e)
 }
 
 void
-respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
+respond_resolve(DispatchEvent *e, int *at, TimestampTz until, bool lone)
 {
+	static MemoryContext call_context = NULL;
 	MemoryContext old;
-	MemoryContext call_context = AllocSetContextCreate(dispatch_context,
-													   "subdispatch resolver call",
-													   ALLOCSET_DEFAULT_SIZES);
 
+	if (call_context == NULL)
+		call_context = AllocSetContextCreate(TopMemoryContext, "subdispatch resolver call",
+											 ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(call_context);	/* what an error left */
 	dispatch_compare_for(e);
 	if (*at == 0)
 	{
@@ -425,14 +427,14 @@ respond_resolve(DispatchEvent *e, int *at, TimestampTz until)
 			n++;
 		*at += n;
 		if (!all_limited(e, streams, n) && !given_up(e, streams, n))
-			call_resolver(e, streams, n);
+			call_resolver(e, streams, n,
+						  lone && n == e->nwork ? GUARD_TRANSACTION : GUARD_SUBTRANSACTION);
 		MemoryContextReset(call_context);
 		if (GetCurrentTimestamp() >= until)
 			break;
 	}
 	PopActiveSnapshot();
 	MemoryContextSwitchTo(old);
-	MemoryContextDelete(call_context);
 }
 
 /* ---- after the commit ---- */

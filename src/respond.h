@@ -43,9 +43,10 @@ extern void respond_show(DispatchEvent *e);
 /*
  * The second phase: calls the event's resolvers from work item *at on, which
  * moves, until all were called or, after the first, the time has come.  Needs a
- * transaction.
+ * transaction.  lone: there is nothing in it for other events, so if a single
+ * call is all that the event needs, its failure may roll back all of it.
  */
-extern void respond_resolve(DispatchEvent *e, int *at, TimestampTz until);
+extern void respond_resolve(DispatchEvent *e, int *at, TimestampTz until, bool lone);
 /* The outcome of a call that failed, for the n streams that share it. */
 extern void respond_failure(DispatchEvent *e, SdStream **streams, int n, ResolverStatus status,
 							int sqlerrcode, const char *message);

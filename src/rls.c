@@ -360,7 +360,8 @@ ask_policies(RlsJob *job, bool bare, bool *failed)
 	*failed = true;
 	if (attempt_code(job->e, job->identity->serial, &attempt))
 	{
-		*failed = resolver_guarded(evaluate, job, "policy", job->rights, job->timeout_ms, bare,
+		*failed = resolver_guarded(evaluate, job, "policy", job->rights, job->timeout_ms,
+								   bare ? GUARD_NONE : GUARD_SUBTRANSACTION,
 								   CurrentMemoryContext, &edata) != RESOLVER_OK;
 		attempt_code_ended(&attempt);
 		message = "policy failed";
