@@ -41,6 +41,8 @@ SETTINGS = {
     "subdispatch.max_subscriptions_per_role": "0",
     "subdispatch.context_settings": "bench.identity",
     "subdispatch.subscription_idle_timeout": "0",
+    # every NOTIFY wakes every session of its database that LISTENs: the dispatchers would be a load of NOTIFY's own figures
+    "subdispatch.listen_channels": "",
     # consumers may fall behind for as long as a benchmark runs
     "subdispatch.max_pending": "1000000",
     "subdispatch.max_pending_bytes": "512MB",

@@ -163,6 +163,75 @@ is_deeply([ dispatcher_pids($node) ], \@pids, 'no error ended a dispatcher');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_class WHERE relname = 'made_by_resolver'"), '0', 'what failing resolvers did is undone');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM parent'), '0', 'also where a deferred constraint failed');
 
+# The same where one call is all that an event that comes alone needs, which has no subtransaction: it is called once, and
+# what it did is undone with the whole transaction. A sequence counts its calls, for it is not rolled back.
+$node->safe_psql('postgres', <<'SQL');
+CREATE SEQUENCE lone_calls;
+CREATE TABLE lone_tables (made_by text);
+CREATE FUNCTION lone(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+  result jsonb;
+BEGIN
+  PERFORM nextval('public.lone_calls');
+  INSERT INTO public.lone_tables VALUES (variables->>'stage');
+  PERFORM subdispatch.publish('nested', variables);
+  PERFORM pg_advisory_lock(1), pg_advisory_xact_lock(2);
+  PERFORM set_config('work_mem', '1MB', false);
+  EXECUTE format('SELECT public.%I($1, $2)', variables->>'stage') INTO result USING event, variables;
+  RETURN result;
+END $$;
+CREATE FUNCTION e_slow(jsonb, jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN '1'; END $$;
+CREATE FUNCTION e_slow_python(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpython3u TRANSFORM FOR TYPE jsonb AS $$
+with plpy.subtransaction():
+    while True:
+        pass
+$$;
+CREATE FUNCTION e_left_open(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpython3u TRANSFORM FOR TYPE jsonb AS $$
+plpy.subtransaction().__enter__()
+plpy.execute("INSERT INTO public.lone_tables VALUES ('left open')")
+raise Exception("left open")
+$$;
+SELECT subdispatch.subscribe('c', id => 'plain');
+SELECT subdispatch.subscribe('nested', id => 'nested');
+CREATE FUNCTION session_state(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN jsonb_build_object('user', current_user, 'session', session_user, 'work_mem', current_setting('work_mem'),
+    'locks', (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'), 'read_only', current_setting('transaction_read_only'));
+END $$;
+SQL
+# on the same channel, for it to be the same dispatcher
+my $state = q(SELECT subdispatch.subscribe('c', 'session_state', id => 's'); SELECT subdispatch.publish('c', '8'); SELECT subdispatch.wait_dispatched('180s');
+  SELECT r::jsonb #> '{payload,data}' FROM subdispatch.next_response('s') r; SELECT subdispatch.unsubscribe('s'));
+my $before = $node->safe_psql('postgres', $state);
+is(results($node, 'plain'), '8', 'alone: what the session is like');
+like($before, qr/"user": "postgres"/, 'alone: and its answer');
+$locker = session($node);
+$locker->query_safe('BEGIN; LOCK TABLE locked');
+my $calls = 0;
+$node->safe_psql('postgres', "ALTER SYSTEM SET subdispatch.resolver_timeout = '500ms'; ALTER SYSTEM SET subdispatch.resolver_max_timeouts = 0; SELECT pg_reload_conf()");
+poll_until($node, 'SHOW subdispatch.resolver_timeout', '500ms', 'a short time limit');
+foreach my $stage (qw(fine raises deferred ddl lock commit notify recursion python slow slow_python left_open memory))
+{
+	my $name = $stage eq 'fine' ? $stage : "e_$stage";
+	$node->safe_psql('postgres', qq(SELECT subdispatch.subscribe('c', 'lone', id => 'lone', variables => '{"stage": "$name"}')));
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('c', '7')");
+	is(results($node, 'plain'), '7', "alone, $stage: the stream without a resolver");
+	my $count = $node->safe_psql('postgres', "SELECT count(*) FROM (SELECT subdispatch.next_responses('lone', 10, '10s')) r");
+	$calls++;
+	is($count, 1, "alone, $stage: one response");
+	is($node->safe_psql('postgres', 'SELECT last_value FROM lone_calls'), $calls, "alone, $stage: one call");
+	$node->safe_psql('postgres', "SELECT subdispatch.unsubscribe('lone')");
+	is($node->safe_psql('postgres', $state), $before, "alone, $stage: the session is as before");
+	is(results($node, 'plain'), '8', "alone, $stage: and the next event is dispatched");
+}
+$locker->query_safe('ROLLBACK');
+$locker->quit;
+is($node->safe_psql('postgres', q(SELECT string_agg(made_by, ' ') FROM lone_tables)), 'fine', 'alone: only what succeeded left something');
+is(results($node, 'nested'), '{"stage": "fine"}', 'alone: what failing resolvers published is forgotten');
+is_deeply([ dispatcher_pids($node) ], \@pids, 'alone: no error ended a dispatcher');
+$node->safe_psql('postgres', "ALTER SYSTEM RESET ALL; SELECT pg_reload_conf(); SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions");
+poll_until($node, 'SHOW subdispatch.resolver_timeout', '5s', 'the time limit is back');
+
 # An ERROR that comes often does not flood the log.
 $node->safe_psql('postgres', "SELECT subdispatch.subscribe('c', 'e_raises', id => 'bad')");
 my $offset = -s $node->logfile;

@@ -112,6 +112,27 @@ foreach my $end ("unsubscribe('t')", "disconnect('ws')", "close_consumer('h')", 
 	my ($out, $err) = finish_background($h);
 	like($err, qr/42704/, "$end ends the wait");
 }
+# Sessions that wait for something else sleep on. Places to wait are shared by chance, so one or another may wake.
+SKIP:
+{
+	my ($idle, $busy, $events) = (40, 30, 20);
+	skip 'no /proc to count wake-ups with', 1 unless -r '/proc/self/status';
+	$node->safe_psql('postgres', "SELECT subdispatch.subscribe('idle', consumer => 'idle' || i, response_key => 'idle' || i) FROM generate_series(1, $idle) i");
+	$node->safe_psql('postgres', "SELECT subdispatch.subscribe('busy', consumer => 'busy' || i, response_key => 'busy' || i) FROM generate_series(1, $busy) i");
+	my @waiting = map { background($node, "CALL subdispatch.await_responses('idle$_', '$long')") } 1 .. $idle;
+	my $who = "FROM subdispatch.consumers JOIN pg_stat_activity ON pid = waiting_pid AND wait_event_type = 'Extension' WHERE consumer LIKE 'idle%'";
+	poll_until($node, "SELECT count(*) $who", $idle, "$idle sessions wait");
+	my @pids = split /\n/, $node->safe_psql('postgres', "SELECT waiting_pid $who");
+	my $sleeps = sub { return map { slurp_file("/proc/$_/status") =~ /^voluntary_ctxt_switches:\s*(\d+)/m ? $1 : 0 } @pids };
+	my @before = $sleeps->();
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('busy', '1'); SELECT subdispatch.wait_dispatched('180s')") for 1 .. $events;
+	my @after = $sleeps->();
+	my $woken = grep { $after[$_] - $before[$_] >= $events } 0 .. $#pids;
+	cmp_ok($woken, '<=', 3, "$woken of $idle waiting sessions were woken by events of $busy other consumers");
+	$node->safe_psql('postgres', "SELECT subdispatch.publish('idle', '1')");
+	finish_background($_) foreach @waiting;
+	$node->safe_psql('postgres', "SELECT subdispatch.close_consumer(consumer) FROM subdispatch.consumers WHERE consumer ~ '^(idle|busy)'");
+}
 # wait_dispatched waits, too, and is cancelled. A resolver holds the dispatcher for its second.
 my $h = background($node, "SELECT subdispatch.subscribe('d', id => 'u'); SELECT pg_sleep(600), 'sleeps'");
 poll_until($node, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleeps%' AND pid <> pg_backend_pid() AND wait_event = 'PgSleep'", '1', 'a session sleeps');
