@@ -386,6 +386,7 @@ take_some(ReadPoll *poll, bool *pausing, bool *no_memory, AckNumbers *numbers)
 	}
 	LWLockRelease(&sd_shared->registry_lock);
 	trash_empty();
+	poll->more = t.full;
 	*pausing = t.pausing;
 	if (t.consumer == NULL && !go_on)
 		reader_no_such("consumer", poll->consumer);

@@ -86,6 +86,7 @@ typedef struct ReadPoll
 	int			max;			/* rows that may still be read */
 	Size		room;			/* bytes of payload that may still be read */
 	bool		first;			/* nothing was read yet: one of any size may be */
+	bool		more;			/* the last turn left something, or may have */
 } ReadPoll;
 
 /*

@@ -368,7 +368,11 @@ poll_rows(FunctionCallInfo fcinfo, bool shared, PutRow put)
 			break;
 		}
 		if (batch->nrows > 0)
+		{
 			put_new(rsinfo, &poll, batch, put);
+			if (!poll.more)
+				break;
+		}
 		else if (!poll.first || deadline == 0 ||
 				 !reader_await_consumer(poll.owner, poll.consumer, deadline))
 			break;
