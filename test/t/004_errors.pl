@@ -166,6 +166,7 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM parent'), '0', 'also where
 # The same where one call is all that an event that comes alone needs, which has no subtransaction: it is called once, and
 # what it did is undone with the whole transaction. A sequence counts its calls, for it is not rolled back.
 $node->safe_psql('postgres', <<'SQL');
+SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions;
 CREATE SEQUENCE lone_calls;
 CREATE TABLE lone_tables (made_by text);
 CREATE FUNCTION lone(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
@@ -208,7 +209,7 @@ like($before, qr/"user": "postgres"/, 'alone: and its answer');
 $locker = session($node);
 $locker->query_safe('BEGIN; LOCK TABLE locked');
 my $calls = 0;
-$node->safe_psql('postgres', "ALTER SYSTEM SET subdispatch.resolver_timeout = '500ms'; ALTER SYSTEM SET subdispatch.resolver_max_timeouts = 0; SELECT pg_reload_conf()");
+$node->safe_psql('postgres', "ALTER SYSTEM SET subdispatch.resolver_timeout = '500ms'; SELECT pg_reload_conf()");
 poll_until($node, 'SHOW subdispatch.resolver_timeout', '500ms', 'a short time limit');
 foreach my $stage (qw(fine raises deferred ddl lock commit notify recursion python slow slow_python left_open memory))
 {
