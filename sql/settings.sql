@@ -23,7 +23,7 @@ SELECT name, vartype, unit IS NOT NULL AS has_unit, CASE WHEN name <> 'subdispat
   FROM pg_settings WHERE name IN (SELECT 'subdispatch.' || e.name FROM tst.expected e) ORDER BY name;
 -- No setting by another name.
 SELECT s.name FROM pg_settings s WHERE name LIKE 'subdispatch.%' AND substr(name, 13) NOT IN (SELECT name FROM tst.expected) AND substr(name, 13) NOT IN
-  ('rate_limit', 'burst', 'user_rate_limit', 'user_burst', 'max_subscriptions_per_user', 'max_subscriptions_per_role', 'redis_url', 'bus_key', 'redis_key_prefix', 'redis_ca_file', 'redis_max_length', 'redis_timeout', 'replay_wait_timeout') AND substr(name, 13) NOT LIKE 'debug%' ORDER BY 1;
+  ('rate_limit', 'burst', 'user_rate_limit', 'user_burst', 'max_subscriptions_per_user', 'max_subscriptions_per_role', 'redis_url', 'bus_key', 'redis_key_prefix', 'redis_ca_file', 'redis_max_length', 'redis_timeout', 'redis_resume_timeout', 'replay_wait_timeout') AND substr(name, 13) NOT LIKE 'debug%' ORDER BY 1;
 -- The prefix is reserved, and values are checked.
 SELECT tst.fails('SET subdispatch.nonsense = 1', 'subdispatch.nonsense');
 SELECT e.name, tst.fails(format('SET subdispatch.%s = %L', e.name, CASE s.vartype WHEN 'bool' THEN 'maybe' WHEN 'enum' THEN 'nonsense' ELSE '-2' END), e.name)

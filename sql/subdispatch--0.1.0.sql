@@ -266,6 +266,7 @@ RETURNS TABLE (
   bus_sent pg_catalog.int8,
   bus_received pg_catalog.int8,
   bus_repeated pg_catalog.int8,
+  bus_reread pg_catalog.int8,
   bus_gaps pg_catalog.int8,
   bus_connections pg_catalog.int8,
   replay_waits pg_catalog.int8,

@@ -51,6 +51,12 @@ extern uint64 bus_take_id(SdDatabase *db);
  */
 extern bool bus_skip_ids(SdDatabase *db, uint64 id, uint64 *last);
 
+/*
+ * Up to this id, if it is not 0, else up to now, events may be dispatched, or
+ * lost, that Redis does not have under their ids.  Takes no lock.
+ */
+extern void bus_note_elsewhere(SdDatabase *db, uint64 id);
+
 /* ---- memory bus: dispatcher ---- */
 
 /* Returns whether this dispatcher has something in hand. */

@@ -76,7 +76,7 @@ is_mine(const SdChannel *channel, int dispatcher)
 static void
 note_gap(SdChannel *channel)
 {
-	pg_atomic_fetch_add_u32(&channel->gaps, 1);
+	pg_atomic_fetch_or_u32(&channel->gaps, SD_GAP_ELSEWHERE);
 	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].gap_requests, 1);
 }
 

@@ -282,6 +282,18 @@ bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events, const SdPosition 
 
 /* ---- the order of dispatch ---- */
 
+void
+bus_note_elsewhere(SdDatabase *db, uint64 id)
+{
+	pg_atomic_uint64 *to = &db->bus.not_in_stream;
+	uint64		now = pg_atomic_read_u64(to);
+
+	if (id == 0)
+		id = (uint64) (GetCurrentTimestamp() + UNIX_EPOCH_US);
+	while (now < id && !pg_atomic_compare_exchange_u64(to, &now, id))
+		;
+}
+
 typedef struct TakenTicket
 {
 	uint64		ticket;
@@ -352,6 +364,7 @@ next_ids(SdDatabase *db, uint32 n, uint64 now)
 		first = Max(first, now);
 	db->last_id = first + n - 1;
 	Assert(db->last_id < SD_MAX_EVENT_ID);
+	bus_note_elsewhere(db, db->last_id);
 	return first;
 }
 
@@ -407,9 +420,9 @@ bus_take_id(SdDatabase *db)
 	uint64		id;
 
 	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
-	/* the next one that comes from Redis is this or a higher one */
+	/* the next one that comes from Redis, and is not being linked, is this or a higher one */
 	if (pg_atomic_read_u32(&db->bus.wanted) > 0 && db->last_id > 0)
-		id = db->last_id + 1;
+		id = Max(db->last_id, pg_atomic_read_u64(&db->bus.linking)) + 1;
 	else
 		id = db->last_id = Max(db->last_id + 1, now);
 	LWLockRelease(&db->order_lock);
@@ -524,6 +537,8 @@ bus_link_with_ids(SdDatabase *db, dlist_head *blocks, uint64 first, uint64 last)
 	}
 	db->last_id = last + raise;
 	Assert(db->last_id < SD_MAX_EVENT_ID);
+	if (unlikely(raise > 0))
+		bus_note_elsewhere(db, db->last_id);
 	LWLockRelease(&db->order_lock);
 	wake_mask(db, mask);
 }

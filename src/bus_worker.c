@@ -9,9 +9,10 @@
  * wanted (SdBus->wanted) and replaces it when it dies; it takes its place as
  * a dispatcher does (dispatcher_place.c).
  *
- * It has two connections, since the one that reads waits inside Redis:
- * redis_send.c and redis_read.c have a turn each, again and again.  An error in
- * a turn ends both connections, not the process.
+ * It has two connections, since the one that reads waits inside Redis, and a
+ * third one while it reads again what those missed who resume: redis_send.c,
+ * redis_read.c and redis_range.c have a turn each, again and again.  An error in
+ * a turn ends the connections, not the process.
  *
  * It goes on while anybody subscribes or anything is queued, also when
  * event_bus is changed: what was published goes its way.  But when the extension
@@ -78,7 +79,10 @@ static TokenBucket entry_log;
 static uint32 not_logged = 0;
 static TimestampTz next_retire = 0;
 static WaitEventSet *wait_set = NULL;
-static uint32 wait_generation[2];	/* of the sockets that it is made of */
+
+#define NLINKS				3
+static const RedisLink *const links[NLINKS] = {&send_link, &read_link, &range_link};
+static uint32 wait_generation[NLINKS];	/* of the sockets that it is made of */
 
 int64
 bus_now(void)
@@ -291,6 +295,7 @@ set_up(Datum arg)
 		pg_atomic_write_u32(&bus_self()->dropped, 1);
 	send_init();
 	read_init();
+	range_init();
 	before_shmem_exit(at_exit, 0);
 	pg_atomic_write_u32(&bus_self()->state, SD_BUS_CONNECTING);
 	bus_place()->started_at = GetCurrentTimestamp();
@@ -383,6 +388,7 @@ look_at_name(void)
 		return;
 	send_reset();
 	read_reset();
+	range_reset();
 }
 
 static bool
@@ -418,6 +424,7 @@ reload(void)
 		return;
 	send_reset();
 	read_reset();
+	range_reset();
 	name_keys();
 }
 
@@ -453,6 +460,7 @@ turn(void)
 	for (int i = 0; (more = read_turn()) && i < READS; i++)
 		handle_requests();
 	send_turn();
+	more |= range_turn();
 	answer_sync();
 	if (send_is_up() && read_is_up())
 		report_connected();
@@ -463,6 +471,9 @@ turn(void)
 	if (now >= next_retire)
 	{
 		next_retire = now + RETIRE_INTERVAL;
+		/* what is published meanwhile goes another way, or nowhere */
+		if (subdispatch_event_bus != SD_BUS_REDIS)
+			bus_note_elsewhere(bus_db, 0);
 		place_retire_bus(now);
 		if (RecoveryInProgress())
 			look_at_name();
@@ -489,6 +500,7 @@ wait_time(void)
 		timeout = Min(timeout, ROOM_WAIT);
 	else
 		timeout = sooner(timeout, link_wait_ms(&read_link));
+	timeout = sooner(timeout, range_wait_ms());
 	if (database_has_linked(bus_db))
 		timeout = Min(timeout, HELD_BACK_WAIT);
 	return timeout;
@@ -513,12 +525,11 @@ wants(const RedisLink *link)
 static void
 make_wait_set(const uint32 *interest, int *positions)
 {
-	static int	made_positions[2];
-	static uint32 made_interest[2];
-	const RedisLink *links[2] = {&send_link, &read_link};
+	static int	made_positions[NLINKS];
+	static uint32 made_interest[NLINKS];
 	bool		same = wait_set != NULL;
 
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < NLINKS; i++)
 		same = same && wait_generation[i] == links[i]->conn.net.generation &&
 			(made_interest[i] == 0) == (interest[i] == 0);
 	if (!same)
@@ -526,10 +537,10 @@ make_wait_set(const uint32 *interest, int *positions)
 		if (wait_set)
 			FreeWaitEventSet(wait_set);
 		wait_set = NULL;
-		wait_set = CreateWaitEventSet(TopMemoryContext, 4);
+		wait_set = CreateWaitEventSet(TopMemoryContext, 2 + NLINKS);
 		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-		for (int i = 0; i < 2; i++)
+		for (int i = 0; i < NLINKS; i++)
 		{
 			if (interest[i] != 0)
 				made_positions[i] = AddWaitEventToSet(wait_set, interest[i],
@@ -538,10 +549,10 @@ make_wait_set(const uint32 *interest, int *positions)
 		}
 	}
 	else
-		for (int i = 0; i < 2; i++)
+		for (int i = 0; i < NLINKS; i++)
 			if (interest[i] != made_interest[i])
 				ModifyWaitEvent(wait_set, made_positions[i], interest[i], NULL);
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < NLINKS; i++)
 	{
 		made_interest[i] = interest[i];
 		positions[i] = made_positions[i];
@@ -564,12 +575,12 @@ report_stats(void)
 static void
 wait_for_work(void)
 {
-	uint32		interest[2];
-	int			positions[2];
-	WaitEvent	events[4];
+	uint32		interest[NLINKS];
+	int			positions[NLINKS];
+	WaitEvent	events[2 + NLINKS];
 
-	interest[0] = wants(&send_link);
-	interest[1] = wants(&read_link);
+	for (int i = 0; i < NLINKS; i++)
+		interest[i] = wants(links[i]);
 	make_wait_set(interest, positions);
 	report_stats();
 	(void) WaitEventSetWait(wait_set, wait_time(), events, lengthof(events), PG_WAIT_EXTENSION);
@@ -593,6 +604,7 @@ recover(void)
 	MemoryContextReset(loop_context);
 	send_reset();
 	read_reset();
+	range_reset();
 	bus_report("an error in the bus worker, which the server's log tells");
 	stats_add(&bus_db->stats, SD_STAT_DISPATCH_ERRORS, 1);
 	RESUME_INTERRUPTS();

@@ -11,7 +11,9 @@
  * each resolver called once for all that share the call), and puts each
  * response, made once for a stream, into the queues of those that resume on it
  * and have come to that event.  Who is further ahead waits for the others; who
- * has not read what is in its queue does without, and comes later.
+ * has not read what is in its queue does without, and comes later.  With the
+ * Redis bus those for whom the history does not reach back far enough have a
+ * slice of their own, out of a window (backfill.c) instead of the history.
  *
  * THE SEAM.  A stream's position is the last event that it is done with: all
  * that the dispatcher has dispatched, or what the stream has been shown beyond
@@ -56,6 +58,7 @@
 /* All this is the process's own. */
 static SdHistory *history = NULL;
 static uint64 careful_until = 0;	/* event by event up to this one */
+static SliceSource source;
 
 /* The slice that is under way. */
 static uint64 current = 0;		/* event */
@@ -203,21 +206,55 @@ used_up(TimestampTz until)
 		GetCurrentTimestamp() >= until;
 }
 
+/* Through the window, or the history. */
+typedef struct Walk
+{
+	SdHistoryWalk history;
+	WindowWalk	window;
+} Walk;
+
+static void
+walk_begin(Walk *w, uint64 from)
+{
+	if (source.from_window)
+	{
+		window_walk_begin(&w->window, source.window, from);
+		return;
+	}
+	walking = true;
+	history_walk_begin(&w->history, dispatch_db, dispatch_me, from);
+}
+
+static SdEvent *
+walk_next(Walk *w, uint64 *id)
+{
+	return source.from_window ? window_walk_next(&w->window, id) :
+		history_walk_next(&w->history, id);
+}
+
+static void
+walk_end(Walk *w)
+{
+	if (walking)
+		history_walk_end(&w->history);
+	walking = false;
+}
+
 /* Returns the event up to which everybody got what he wanted. */
 static uint64
 walk(uint64 from, uint64 limit)
 {
 	TimestampTz until = GetCurrentTimestamp() + SLICE;
 	uint64		reached = limit;
-	SdHistoryWalk w;
+	Walk		w;
 	SdEvent    *ev;
 	uint64		id;
 	int			looks = 0;
 
-	walking = true;
-	history_walk_begin(&w, dispatch_db, dispatch_me, from);
-	runners_skip_gone();
-	while ((ev = history_walk_next(&w, &id)) != NULL && id <= limit)
+	walk_begin(&w, from);
+	if (!source.from_window)
+		runners_skip_gone();
+	while ((ev = walk_next(&w, &id)) != NULL && id <= limit)
 	{
 		if (runners_concerned(ev, id))
 			handle(ev, id, until);
@@ -229,8 +266,7 @@ walk(uint64 from, uint64 limit)
 			break;
 		}
 	}
-	history_walk_end(&w);
-	walking = false;
+	walk_end(&w);
 	return reached;
 }
 
@@ -285,15 +321,15 @@ run_slice(uint64 from, uint64 limit)
 static void
 give_up_current(void)
 {
-	SdHistoryWalk w;
+	Walk		w;
 	SdEvent    *ev;
 	uint64		id;
 
-	history_walk_begin(&w, dispatch_db, dispatch_me, current - 1);
-	ev = history_walk_next(&w, &id);
+	walk_begin(&w, current - 1);
+	ev = walk_next(&w, &id);
 	if (ev && id == current)
 		runners_give_up(ev, id);
-	history_walk_end(&w);
+	walk_end(&w);
 }
 
 static void
@@ -354,6 +390,7 @@ at_exit(int code, Datum arg)
 		history_unpin(dispatch_db, dispatch_me);
 	walking = false;
 	runners_forget();
+	backfill_end();
 }
 
 static void
@@ -365,6 +402,7 @@ init(SdDatabase *db, int dispatcher)
 		return;
 	history = &d->history;
 	runners_init(history);
+	backfill_init(db, dispatcher);
 	history_unpin(db, dispatcher);
 	/* A predecessor died over one of the events of its slice. */
 	if (d->replay_attempts > 0)
@@ -372,24 +410,83 @@ init(SdDatabase *db, int dispatcher)
 	before_shmem_exit(at_exit, 0);
 }
 
-bool
-catchup_step(SdDatabase *db, int dispatcher, TimestampTz *retry_at)
+/* True if anybody got further. */
+static bool
+serve(bool from_window, TimestampTz *retry_at)
 {
 	uint64		from;
 	uint64		limit;
-	bool		progress;
+
+	source.from_window = from_window;
+	dispatch_prepare(dispatch_db, dispatch_me);
+	runners_collect();
+	from = runners_begin(dispatched_up_to(), &source, &limit);
+	if (from == PG_UINT64_MAX)
+		return runners_progress();
+	if (try_slice(from, limit) && runners_progress())
+		return true;
+	*retry_at = Min(*retry_at, GetCurrentTimestamp() + RETRY);
+	return false;
+}
+
+/*
+ * After a slice out of the history: sees to it that those go on who are behind.
+ * Stuck: the window has brought nobody further (a rate limit stands in the way).
+ */
+static bool
+see_to_those_behind(bool stuck, TimestampTz *retry_at)
+{
+	const RunnersBehind *b = runners_behind();
+	TimestampTz until;
+
+	if (!b->any)
+		backfill_cancel();
+	if (b->early)
+		*retry_at = Min(*retry_at, GetCurrentTimestamp() + RETRY);
+	switch (backfill_state(&until))
+	{
+		case BACKFILL_NONE:
+			if (b->from != PG_UINT64_MAX && (!b->covered || stuck))
+				backfill_ask(b->from, &b->channels);
+			return false;
+		case BACKFILL_ASKED:
+			*retry_at = Min(*retry_at, until);
+			return false;
+		case BACKFILL_TIMED_OUT:
+			break;
+	}
+	backfill_cancel();
+	runners_waive();
+	dispatch_log_failure(InvalidOid, NULL,
+						 "subscriptions that resume are told of a gap: what they missed did not come from Redis within subdispatch.redis_resume_timeout");
+	return true;
+}
+
+bool
+catchup_step(SdDatabase *db, int dispatcher, TimestampTz *retry_at)
+{
+	bool		worked = false;
+	bool		stuck = false;
 
 	init(db, dispatcher);
 	/* Read without the lock: who comes now wakes us. */
 	if (!runners_any())
+	{
+		backfill_end();
 		return false;
+	}
 	dispatch_prepare(db, dispatcher);
-	runners_collect();
-	from = runners_begin(dispatched_up_to(), &limit);
-	if (from == PG_UINT64_MAX)
-		return false;
-	progress = try_slice(from, limit) && runners_progress();
-	if (!progress)
-		*retry_at = Min(*retry_at, GetCurrentTimestamp() + RETRY);
-	return progress;
+	if (backfill_is_possible())
+		history_hold(db, dispatcher, true);
+	else
+		backfill_end();
+	source.window = backfill_window();
+	if (source.window)
+	{
+		worked = serve(true, retry_at);
+		stuck = !worked;
+	}
+	worked |= serve(false, retry_at);
+	worked |= see_to_those_behind(stuck, retry_at);
+	return worked;
 }

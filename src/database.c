@@ -74,6 +74,9 @@ init_dispatcher(SdDispatcher *disp)
 	pg_atomic_init_u64(&disp->history.bytes, 0);
 	dlist_init(&disp->history.resuming);
 	disp->history.nresuming = 0;
+	memset(&disp->history.backfill, 0, sizeof(SdBackfill));
+	pg_atomic_init_u32(&disp->history.backfill.asked, 0);
+	pg_atomic_init_u32(&disp->history.held, 0);
 	pg_atomic_init_u32(&disp->history.resume_changes, 0);
 	disp->replay_id = 0;
 	disp->replay_attempts = 0;
@@ -93,6 +96,8 @@ init_bus(SdBus *bus)
 	pg_atomic_init_u32(&bus->dropped, 0);
 	pg_atomic_init_u64(&bus->last_needed, 0);
 	pg_atomic_init_u32(&bus->state, SD_BUS_OFF);
+	pg_atomic_init_u64(&bus->not_in_stream, 0);
+	pg_atomic_init_u64(&bus->linking, 0);
 	pg_atomic_init_u32(&bus->sync_requests, 0);
 	pg_atomic_init_u32(&bus->sync_done, 0);
 	pg_atomic_init_u32(&bus->nlost, 0);
@@ -103,6 +108,7 @@ init_bus(SdBus *bus)
 	bus->marker_number = 0;
 	bus->stream_hash = 0;
 	bus->has_position = false;
+	bus->broken_before = 0;
 	memset(&bus->progress, 0, sizeof(bus->progress));
 	bus->error_at = 0;
 	bus->error[0] = '\0';

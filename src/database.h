@@ -29,6 +29,22 @@ typedef enum SdWorkerState
 	SD_WORKER_BROKEN			/* was started, but ended before it was ready */
 } SdWorkerState;
 
+/* What is asked of the bus worker for those who resume; see backfill.c. */
+typedef struct SdBackfill
+{
+	/*
+	 * Number of the request, 0: none.  Set by the dispatcher, cleared by it or
+	 * by the bus worker who has served it; read by anybody.
+	 */
+	pg_atomic_uint32 asked;
+	/* the rest is written with "asked" */
+	uint32		last_asked;
+	uint64		from;			/* events after this one */
+	bool		all;			/* of all channels */
+	uint32		channels[SD_SKETCH_SIZE / 32];	/* or of these, by hash */
+	struct SdWindow *window;	/* what came of it; then the dispatcher's */
+} SdBackfill;
+
 /* Dispatched events that are kept; see history.c. */
 typedef struct SdHistory
 {
@@ -39,6 +55,9 @@ typedef struct SdHistory
 	struct SdBlock *hint;		/* where the last walk was */
 	dlist_head	resuming;		/* SdResumes that run */
 	uint32		nresuming;
+	SdBackfill	backfill;
+	pg_atomic_uint32 held;		/* more is kept: some are about to come back to it;
+								 * single writer: the dispatcher */
 	pg_atomic_uint32 resume_changes;	/* rises with every change of them */
 	pg_atomic_uint64 bytes;		/* written under lock, read by anybody */
 } SdHistory;
@@ -146,6 +165,14 @@ typedef struct SdBus
 
 	pg_atomic_uint64 last_needed;	/* TimestampTz */
 	pg_atomic_uint32 state;		/* SdBusState; single writer: the worker */
+
+	/*
+	 * Up to this id events were dispatched, or lost, that are not in the stream
+	 * under their ids: they came by another bus, or had to be raised.
+	 */
+	pg_atomic_uint64 not_in_stream;
+	/* id of the last event that may be linked by now; single writer: the worker */
+	pg_atomic_uint64 linking;
 	pg_atomic_uint32 sync_requests; /* bus_wait.c asks */
 	pg_atomic_uint32 sync_done; /* the worker answers */
 
@@ -160,6 +187,7 @@ typedef struct SdBus
 	uint32		marker[SD_SKETCH_SIZE / 32];
 	uint64		stream_hash;	/* of the stream that "progress" is about */
 	bool		has_position;	/* is "progress" worth anything? */
+	uint64		broken_before;	/* something before this event was found missing */
 	SdBusProgress progress;
 
 	slock_t		mutex;			/* guards what follows */

@@ -32,14 +32,21 @@ static int	me;
  * now does not know of the gap.
  */
 static void
-note_for_those_who_resume(SdChannel *channel)
+note_for_those_who_resume(SdChannel *channel, bool elsewhere)
 {
 	uint64		shown = audience_last_shown();
+	uint64		from;
 
 	if (shown == 0)				/* not by this process */
 		shown = bus_take_id(db);
-	if (pg_atomic_read_u64(&channel->kept_from) <= shown)
-		pg_atomic_write_u64(&channel->kept_from, shown + 1);
+	from = shown + 1;
+	/* what is missing of the stream in Redis may stand behind what is queued */
+	if (subdispatch_event_bus == SD_BUS_REDIS)
+		from = bus_take_id(db);
+	if (pg_atomic_read_u64(&channel->kept_from) < from)
+		pg_atomic_write_u64(&channel->kept_from, from);
+	if (elsewhere)
+		pg_atomic_write_u64(&channel->lost_elsewhere, from);
 }
 
 /* A channel of mine in the bucket that has gaps to tell, pinned, or NULL. */
@@ -49,11 +56,12 @@ gapped_in(uint32 bucket)
 	for (SdHashNode *node = sd_hash_first(&sd_shared->channels, bucket); node; node = sd_hash_next(node))
 	{
 		SdChannel  *channel = (SdChannel *) node;
+		uint32		gaps;
 
 		if (channel->dboid == db->dboid && channel->dispatcher == me &&
-			pg_atomic_exchange_u32(&channel->gaps, 0) > 0)
+			(gaps = pg_atomic_exchange_u32(&channel->gaps, 0)) > 0)
 		{
-			note_for_those_who_resume(channel);
+			note_for_those_who_resume(channel, (gaps & SD_GAP_ELSEWHERE) != 0);
 			pg_atomic_fetch_add_u32(&channel->refs, 1);
 			return channel;
 		}
@@ -155,7 +163,7 @@ gaps_raise(SdDatabase *database, const uint32 *bits)
 					continue;
 				if (bits && !channel->star && !(bits[bit / 32] & (UINT32_C(1) << (bit % 32))))
 					continue;
-				pg_atomic_fetch_add_u32(&channel->gaps, 1);
+				pg_atomic_fetch_or_u32(&channel->gaps, 1);
 				pg_atomic_fetch_add_u32(&database->dispatchers[channel->dispatcher].gap_requests, 1);
 			}
 		LWLockRelease(&sd_shared->registry_lock);

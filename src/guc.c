@@ -63,6 +63,7 @@ char	   *subdispatch_redis_key_prefix = NULL;
 char	   *subdispatch_redis_ca_file = NULL;
 int			subdispatch_redis_max_length = 1000000;
 int			subdispatch_redis_timeout = 5000;
+int			subdispatch_redis_resume_timeout = 30000;
 bool		subdispatch_omit_null_errors = false;
 bool		subdispatch_include_event_id = false;
 bool		subdispatch_mask_errors = false;
@@ -331,6 +332,10 @@ define_redis(void)
 			   "The time within which Redis has to accept a connection, and to answer.",
 			   "After that the connection is given up and made anew.",
 			   &subdispatch_redis_timeout, 100, MAX_TIMEOUT_MS, PGC_SIGHUP, GUC_UNIT_MS);
+	define_int("subdispatch.redis_resume_timeout",
+			   "How long a subscription that resumes waits for what it missed to come from Redis.",
+			   "After that it is told that something is missing, and goes on with what is there. 0: it does not wait, nor does it ask.",
+			   &subdispatch_redis_resume_timeout, 0, MAX_TIMEOUT_MS, PGC_SIGHUP, GUC_UNIT_MS);
 }
 
 /*

@@ -4,7 +4,8 @@
  *	  Dispatched events, kept for subscriptions that come back.
  *
  * A dispatcher that is done with a block keeps it, as it is, in its history:
- * the newest blocks of event_history_size.  The memory is counted as a kind of
+ * the newest blocks of event_history_size (or of HISTORY_HELD, while some are
+ * about to come back to it, see backfill.c).  The memory is counted as a kind of
  * its own and given up first, oldest events first, when an allocation for
  * anything else finds no room.
  *
@@ -33,10 +34,15 @@
 /* At least so much is given up at a time, or each allocation would come here. */
 #define RECLAIM_STEP	((Size) 64 * 1024)
 
+/* So much is kept at least while history_hold() is in force. */
+#define HISTORY_HELD	((Size) 1024 * 1024)
+
 static inline Size
-size_limit(void)
+size_limit(const SdHistory *h)
 {
-	return (Size) subdispatch_event_history_size * 1024;
+	Size		size = (Size) subdispatch_event_history_size * 1024;
+
+	return pg_atomic_read_u32(unconstify(pg_atomic_uint32 *, &h->held)) ? Max(size, HISTORY_HELD) : size;
 }
 
 static inline SdHistory *
@@ -119,7 +125,7 @@ history_keep(SdDatabase *db, int dispatcher, SdBlock *block)
 {
 	SdHistory  *h = history_of(db, dispatcher);
 
-	if (block->bytes > size_limit())
+	if (block->bytes > size_limit(h))
 	{
 		note_gone(db, block);
 		sd_free(block);
@@ -129,7 +135,7 @@ history_keep(SdDatabase *db, int dispatcher, SdBlock *block)
 	LWLockAcquire(&h->lock, LW_EXCLUSIVE);
 	dlist_push_tail(&h->blocks, &block->node);
 	pg_atomic_fetch_add_u64(&h->bytes, block->bytes);
-	(void) trim(db, h, size_limit(), SIZE_MAX);
+	(void) trim(db, h, size_limit(h), SIZE_MAX);
 	LWLockRelease(&h->lock);
 }
 
@@ -149,7 +155,18 @@ trim_to(SdDatabase *db, int dispatcher, Size keep)
 void
 history_trim(SdDatabase *db, int dispatcher)
 {
-	trim_to(db, dispatcher, size_limit());
+	trim_to(db, dispatcher, size_limit(history_of(db, dispatcher)));
+}
+
+void
+history_hold(SdDatabase *db, int dispatcher, bool hold)
+{
+	SdHistory  *h = history_of(db, dispatcher);
+
+	if ((pg_atomic_read_u32(&h->held) != 0) == hold)
+		return;
+	pg_atomic_write_u32(&h->held, hold);
+	history_trim(db, dispatcher);
 }
 
 void
@@ -364,7 +381,7 @@ history_walk_end(SdHistoryWalk *walk)
 	if (walk->block && !walk->inhand)
 		h->hint = walk->block;
 	h->pin = NULL;
-	(void) trim(walk->db, h, size_limit(), SIZE_MAX);
+	(void) trim(walk->db, h, size_limit(h), SIZE_MAX);
 	LWLockRelease(&h->lock);
 }
 

@@ -24,6 +24,8 @@ event_id(const SdBlock *block, const SdEvent *ev)
 extern void history_keep(SdDatabase *db, int dispatcher, SdBlock *block);
 /* Gives up what is more than subdispatch.event_history_size. */
 extern void history_trim(SdDatabase *db, int dispatcher);
+/* What comes from now on stays for some time, however small that is; or no more. */
+extern void history_hold(SdDatabase *db, int dispatcher, bool hold);
 
 /* ---- by anybody ---- */
 

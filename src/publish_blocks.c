@@ -402,6 +402,10 @@ publish_numbered(SdDatabase *db, const SdNumbered *events, uint32 n)
 	Pending		pending[NUMBERED_AT_ONCE];
 	uint32		at = 0;
 
+	/* who subscribes from now on knows that these may pass him by */
+	if (n > 0)
+		pg_atomic_write_u64(&db->bus.linking, events[n - 1].id);
+	pg_memory_barrier();		/* pairs with registry_get_stream() */
 	while (at < n)
 	{
 		PublishTx	tx = {.events = pending};

@@ -186,7 +186,7 @@ add_gap(SdChannel *channel, uint32 *mask)
 {
 	if (channel == NULL)
 		return false;
-	pg_atomic_fetch_add_u32(&channel->gaps, 1);
+	pg_atomic_fetch_or_u32(&channel->gaps, SD_GAP_ELSEWHERE);
 	pg_atomic_fetch_add_u32(&channel->db->dispatchers[channel->dispatcher].gap_requests, 1);
 	*mask |= dispatcher_bit(channel->dispatcher);
 	return channel->nsubscriptions > 0;
@@ -254,7 +254,11 @@ copies_count_gaps(PublishTx *tx)
 			if (tx->events[i].gap == 0)
 				continue;
 			if (!locked)
+			{
+				/* before those who resume can hear of it */
+				bus_note_elsewhere(tx->db, 0);
 				LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+			}
 			locked = true;
 			if (add_gaps_of(tx, &tx->events[i], &lookup, &mask))
 				ngaps++;

@@ -2,7 +2,8 @@
  *
  * redis_bus.h
  *	  What the files of the bus worker share: bus_worker.c (the process),
- *	  redis_link.c (connections that come back), redis_send.c, redis_read.c.
+ *	  redis_link.c (connections that come back), redis_send.c, redis_read.c,
+ *	  redis_range.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -52,9 +53,10 @@ typedef struct RedisLink
 	bool		healthy;		/* has done its work since it was made */
 	int			failures;		/* in a row */
 	TimestampTz retry_at;
+	void		(*report) (const char *error);	/* of why it broke */
 } RedisLink;
 
-extern void link_init(RedisLink *link);
+extern void link_init(RedisLink *link, void (*report) (const char *));
 /*
  * Does what can be done for it.  True if it is there; *fresh tells that it
  * wasn't before.  False also when it breaks.
@@ -99,5 +101,13 @@ extern bool read_turn(void);
 extern void read_reset(void);
 extern bool read_is_up(void);	/* it has a position, and reads */
 extern bool read_waits_for_room(void);
+
+/* ---- redis_range.c ---- */
+
+extern RedisLink range_link;
+extern void range_init(void);
+extern bool range_turn(void);	/* likewise */
+extern void range_reset(void);
+extern long range_wait_ms(void);
 
 #endif							/* SD_REDIS_BUS_H */

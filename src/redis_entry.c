@@ -226,6 +226,29 @@ entry_check(const redisReply *reply, uint64 after, Item *items)
 	return n;
 }
 
+/* All channels, if that can't be read. */
+void
+entry_gap_channels(const BusEntry *entry, uint32 *bits)
+{
+	uint32		bit;
+
+	memset(bits, 0, SD_SKETCH_SIZE / 8);
+	if (entry->kind != BUS_GAP)
+	{
+		bit = channel_hash(entry->channel.data, entry->channel.len) % SD_SKETCH_SIZE;
+		bits[bit / 32] |= UINT32_C(1) << (bit % 32);
+		return;
+	}
+	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
+	{
+		char		digits[9] = "ffffffff";
+
+		if (entry->text.len == SD_SKETCH_SIZE / 4)
+			memcpy(digits, entry->text.data + 8 * i, 8);
+		bits[i] = (uint32) strtoul(digits, NULL, 16);
+	}
+}
+
 void
 entry_read_event(Item *item)
 {

@@ -55,6 +55,9 @@ extern int entry_check(const redisReply *reply, uint64 after, Item *items);
  */
 extern void entry_read_event(Item *item);
 
+/* Which channels it is about that something is missing, by the hash of their names. */
+extern void entry_gap_channels(const BusEntry *entry, uint32 *bits);
+
 /*
  * Both, but of events only those that somebody here subscribes to.
  *

@@ -19,9 +19,10 @@
 #include "redis_bus.h"
 
 void
-link_init(RedisLink *link)
+link_init(RedisLink *link, void (*report) (const char *))
 {
 	memset(link, 0, sizeof(RedisLink));
+	link->report = report;
 	conn_init(&link->conn);
 }
 
@@ -30,7 +31,7 @@ broke(RedisLink *link)
 {
 	int			ms;
 
-	bus_report(link->conn.error);
+	link->report(link->conn.error);
 	conn_close(&link->conn);
 	link->greeted = false;
 	link->healthy = false;
@@ -51,7 +52,7 @@ link_drive(RedisLink *link, bool *fresh)
 			return false;
 		if (subdispatch_redis_url == NULL || subdispatch_bus_key == NULL)
 		{
-			bus_report("subdispatch.redis_url or subdispatch.bus_key is not set");
+			link->report("subdispatch.redis_url or subdispatch.bus_key is not set");
 			link->retry_at = GetCurrentTimestamp() + REDIS_BACKOFF_MAX * INT64CONST(1000);
 			return false;
 		}

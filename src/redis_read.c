@@ -82,34 +82,48 @@ static Item *items = NULL;		/* LINK_AT_ONCE of them */
 
 /* ---- gaps ---- */
 
-/* Which channels an entry of BUS_GAP is about; all, if that can't be read. */
-static void
-parse_gap(const BusEntry *entry, uint32 *bits)
-{
-	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
-	{
-		char		digits[9] = "ffffffff";
-
-		if (entry->text.len == SD_SKETCH_SIZE / 4)
-			memcpy(digits, entry->text.data + 8 * i, 8);
-		bits[i] = (uint32) strtoul(digits, NULL, 16);
-	}
-}
-
-static void
-bits_of_channel(const BusEntry *entry, uint32 *bits)
-{
-	uint32		bit = channel_hash(entry->channel.data, entry->channel.len) % SD_SKETCH_SIZE;
-
-	memset(bits, 0, SD_SKETCH_SIZE / 8);
-	bits[bit / 32] |= UINT32_C(1) << (bit % 32);
-}
-
 static void
 tell_gap(const uint32 *bits)
 {
 	gaps_raise(bus_db, bits);
 	stats_add(&bus_db->stats, SD_STAT_BUS_GAPS, 1);
+}
+
+/* On the channels that the entry is about. */
+static void
+tell_gap_of(const Item *item)
+{
+	uint32		bits[SD_SKETCH_SIZE / 32];
+
+	entry_gap_channels(&item->entry, bits);
+	tell_gap(bits);
+}
+
+/* Something before an event with this id, or a later one, is lost to everybody. */
+static void
+tell_break(uint64 id)
+{
+	bus_self()->broken_before = id;
+	tell_gap(NULL);
+}
+
+static uint64
+last_id(void)
+{
+	uint64		id;
+
+	LWLockAcquire(&bus_db->order_lock, LW_SHARED);
+	id = bus_db->last_id;
+	LWLockRelease(&bus_db->order_lock);
+	return id;
+}
+
+/* Is anybody there who is owed what passes by? */
+static bool
+channels_are_kept(void)
+{
+	return pg_atomic_read_u32(&bus_db->nsubscriptions) > 0 ||
+		pg_atomic_read_u32(&bus_db->nlingering) > 0;
 }
 
 /* ---- linking ---- */
@@ -118,8 +132,6 @@ tell_gap(const uint32 *bits)
 static void
 settle(const Item *item)
 {
-	uint32		bits[SD_SKETCH_SIZE / 32];
-
 	switch (item->verdict)
 	{
 		case ENTRY_BAD:
@@ -129,25 +141,33 @@ settle(const Item *item)
 			stats_add(&bus_db->stats, SD_STAT_BUS_REPEATED, 1);
 			return;
 		case ENTRY_OLD:
+			/* who did not wait until we had looked back does not get it */
+			if (item->ev != NULL || item->unusable)
+				tell_gap_of(item);
 			return;
 		case ENTRY_GOOD:
 			break;
 	}
 	if (item->gap)
-		tell_gap(NULL);
+		tell_break(item->id);
 	if (item->entry.kind == BUS_GAP)
 	{
-		parse_gap(&item->entry, bits);
-		tell_gap(bits);
+		tell_gap_of(item);
 		return;
 	}
 	if (item->unusable)
 	{
-		bits_of_channel(&item->entry, bits);
-		tell_gap(bits);
+		tell_gap_of(item);
 		stats_add(&bus_db->stats, SD_STAT_BAD_ENVELOPES, 1);
 	}
 	stats_add(&bus_db->stats, SD_STAT_BUS_RECEIVED, 1);
+}
+
+/* Does its id become one that was given here? */
+static bool
+is_numbered(const Item *item)
+{
+	return item->verdict == ENTRY_GOOD || item->verdict == ENTRY_OLD;
 }
 
 /*
@@ -171,17 +191,19 @@ link_items(Item *from, int n)
 	for (int i = 0; i < n; i++)
 	{
 		progress_advance(&ahead, &from[i]);
-		if (from[i].verdict != ENTRY_GOOD)
+		if (!is_numbered(&from[i]))
 			continue;
+		/* of an old one only the id counts */
 		numbered[nnumbered++] = (SdNumbered) {
-			.ev = from[i].ev, .id = from[i].id, .pending = from[i].pending
+			.ev = from[i].verdict == ENTRY_GOOD ? from[i].ev : NULL,
+			.id = from[i].id, .pending = from[i].pending
 		};
 	}
 	nlinked = publish_numbered(bus_db, numbered, nnumbered);
 	nnumbered = 0;
 	while (done < n)
 	{
-		if (from[done].verdict == ENTRY_GOOD && nnumbered++ == nlinked)
+		if (is_numbered(&from[done]) && nnumbered++ == nlinked)
 			break;
 		progress_advance(&bus->progress, &from[done]);
 		settle(&from[done]);
@@ -351,18 +373,14 @@ static void
 ask_hello(void)
 {
 	RedisConn  *conn = &read_link.conn;
-	uint64		floor;
 
-	LWLockAcquire(&bus_db->order_lock, LW_SHARED);
-	floor = bus_db->last_id + 1;
-	LWLockRelease(&bus_db->order_lock);
 	conn_begin(conn, 6);
 	conn_arg_string(conn, "EVAL");
 	conn_arg_string(conn, script_hello);
 	conn_arg_string(conn, "2");
 	conn_arg_string(conn, bus_stream);
 	conn_arg_string(conn, bus_state_key);
-	conn_arg_uint64(conn, floor);
+	conn_arg_uint64(conn, last_id() + 1);
 	conn_end(conn);
 	asked_older = false;
 }
@@ -462,7 +480,7 @@ go_on(uint64 prev, uint64 top)
 
 	if (prev < progress->chain)
 	{
-		tell_gap(NULL);
+		tell_break(last_id() + 1);
 		progress->chain = prev;
 	}
 	/* who did not wait until it had looked back, see redis_wait_for_position() */
@@ -481,7 +499,7 @@ begin_reading(void)
 	SdBus	   *bus = bus_self();
 
 	/* subscriptions were made while Redis could not be reached */
-	if (!bus->has_position && pg_atomic_read_u32(&bus_db->nsubscriptions) > 0)
+	if (!bus->has_position && channels_are_kept())
 		tell_gap(NULL);
 	bus->has_position = true;
 	reading = true;
@@ -571,7 +589,7 @@ forget_connection(void)
 void
 read_init(void)
 {
-	link_init(&read_link);
+	link_init(&read_link, bus_report);
 	/* what is kept when it is reset is enough for small events */
 	read_context = AllocSetContextCreate(TopMemoryContext, "subdispatch entries",
 										 KEPT_BYTES, ALLOCSET_DEFAULT_INITSIZE,

@@ -487,7 +487,7 @@ forget_connection(void)
 void
 send_init(void)
 {
-	link_init(&send_link);
+	link_init(&send_link, bus_report);
 	/* what is kept when they are reset is enough for small events */
 	batch_context = AllocSetContextCreate(TopMemoryContext, "subdispatch batch", 8 * BATCH_BYTES,
 										  ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);

@@ -238,6 +238,7 @@ get_channel(const char *name, SdDatabase *db)
 	dlist_init(&channel->paths);
 	pg_atomic_init_u32(&channel->refs, 1);
 	pg_atomic_init_u32(&channel->gaps, 0);
+	pg_atomic_init_u64(&channel->lost_elsewhere, 0);
 	pg_atomic_init_u64(&channel->events, 0);
 	pg_atomic_init_u32(&channel->listening, 0);
 	pg_atomic_init_u32(&channel->of_replica, RecoveryInProgress() ? 1 : 0);
@@ -245,7 +246,6 @@ get_channel(const char *name, SdDatabase *db)
 	channel->namelen = len;
 	memcpy(channel->name, name, len + 1);
 	sd_hash_insert(&sd_shared->channels, &channel->hnode, hash);
-	registry_keep_from_now(channel);
 	registry_listen_anew(channel);
 	return channel;
 }
@@ -475,6 +475,10 @@ registry_get_stream(const SdSubscribe *what, SdDatabase *db)
 	}
 	stream->nsubscriptions++;
 	count_channel(stream_channel(stream), 1);
+	/* a new one: whoever did not see it counted has told which events he links */
+	pg_memory_barrier();		/* pairs with publish_numbered() */
+	if (pg_atomic_read_u64(&stream_channel(stream)->kept_from) == 0)
+		registry_keep_from_now(stream_channel(stream));
 	if (channel_lingers(stream_channel(stream)))
 		linger_revive(stream_channel(stream));
 	return stream;

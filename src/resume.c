@@ -5,8 +5,8 @@
  *
  * subscribe(..., after_event) makes a subscription of its stream that does not
  * read the stream's ring yet.  The channel's dispatcher, who alone writes to
- * the stream, replays the events after that one out of its history (catchup.c)
- * into a small queue of the subscription's own, and goes on when that was read:
+ * the stream, replays the events after that one out of its history, or what
+ * Redis still has of them (catchup.c, backfill.c), into a small queue of the subscription's own, and goes on when that was read:
  * a replay never overflows, it goes at its reader's pace.  When the next event
  * would be one that the stream is still to get, the subscription joins the
  * stream at its head: nothing is missed there and nothing comes twice.  What
@@ -135,8 +135,7 @@ resume_enter(SdStream *stream, SdSubscription *sub, SdResume *r)
 	sub->lost_seen = stream->lost;
 	sub->gaps_seen = stream->gaps;
 	sub->limited_from = stream->limited;
-	if (r->after < pg_atomic_read_u64(&stream_channel(stream)->kept_from))
-		resume_note_gap(r);
+	r->behind = r->after < pg_atomic_read_u64(&stream_channel(stream)->kept_from);
 	enter_list(r);
 }
 
@@ -161,7 +160,7 @@ tell(SdSubscription *sub, uint32 lost, bool gap)
 static void
 collect_gaps(SdResume *r)
 {
-	if (r->gaps_seen == r->stream->gaps)
+	if (r->gaps_seen == r->stream->gaps || r->behind)
 		return;
 	r->gaps_seen = r->stream->gaps;
 	resume_note_gap(r);

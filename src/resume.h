@@ -33,9 +33,15 @@ typedef struct SdResume
 	SdSubscription *sub;		/* NULL: gone */
 	bool		running;
 	bool		full;			/* the dispatcher waits for the reader */
+	bool		behind;			/* the history does not reach back to it; what the
+								 * stream is told of meanwhile is not in "gap" */
+	bool		known;			/* "after" needs no proof any more */
 	bool		gap;			/* told with what comes next */
 	uint32		lost;			/* likewise */
-	uint32		gaps_seen;		/* stream's gaps that are in "gap" */
+	uint32		gaps_seen;		/* stream's gaps that are in "gap", or don't
+								 * concern it */
+	uint64		waived;			/* what is older is not waited for */
+	uint64		elsewhere;		/* what was lost before is told; see SdChannel */
 	uint64		after;			/* done with events up to this; single writer:
 								 * the dispatcher, once it runs */
 	uint64		bytes;			/* of the entries' payloads */

@@ -5,8 +5,9 @@
  *
  * The dispatcher's copy of the history's list of resumes, in groups by stream:
  * which event each waits for, what room his queue has, who has come to the seam
- * and joins the stream.  Which events there are and what becomes of them is
- * catchup.c's.
+ * and joins the stream, and who is behind: with the Redis bus one who needs events
+ * that are older than what the history has waits for windows, see backfill.c.
+ * Which events there are and what becomes of them is catchup.c's.
  *
  * Each runner is held by a reference, so a subscription may go in between: what
  * is its own (SdResume->running and what follows) is looked at under its
@@ -45,6 +46,8 @@ static int	groups_size = 0;
 static bool collected = false;
 static uint32 seen_changes = 0;
 static bool progress = false;	/* somebody is further than at the beginning */
+static SliceSource source;
+static RunnersBehind behind;
 
 /* ---- who resumes ---- */
 
@@ -180,6 +183,101 @@ join(Runner *runner)
 	runner->here = false;
 }
 
+/* Up to this id events of the channel may be missing in the history. */
+static uint64
+floor_of(SdChannel *channel)
+{
+	uint64		kept_from = pg_atomic_read_u64(&channel->kept_from);
+
+	return Max(history_gone(channel), kept_from > 0 ? kept_from - 1 : 0);
+}
+
+/*
+ * Told of a gap, it goes on with what the history has.  Caller holds the
+ * stream's lock.
+ */
+static void
+waive(const RunnerGroup *g, SdResume *r)
+{
+	resume_note_gap(r);
+	r->behind = false;
+	r->waived = g->floor;
+	r->gaps_seen = g->stream->gaps;
+	r->after = Max(r->after, Min(history_gone(stream_channel(g->stream)), g->seam));
+	progress = true;
+}
+
+/*
+ * Is it behind what the history has?  A gap that the stream was told of raised
+ * the floor, so it is about something that is still to come to this one, out
+ * of Redis, unless Redis knows nothing of it.  Caller holds the stream's lock.
+ */
+static bool
+is_behind(const RunnerGroup *g, SdResume *r)
+{
+	SdChannel  *channel = stream_channel(g->stream);
+	uint64		elsewhere = pg_atomic_read_u64(&channel->lost_elsewhere);
+
+	if (g->floor == 0)
+	{
+		/* what the history has is all there is */
+		if (r->behind)
+			resume_note_gap(r);
+		r->behind = false;
+	}
+	else if (r->after < g->floor && r->waived < g->floor)
+	{
+		if (r->after < pg_atomic_read_u64(&channel->db->bus.not_in_stream))
+			waive(g, r);
+		else
+		{
+			r->behind = true;
+			r->gaps_seen = g->stream->gaps;
+			if (r->after < elsewhere && r->elsewhere < elsewhere)
+				resume_note_gap(r);
+			r->elsewhere = elsewhere;
+		}
+	}
+	else
+		r->behind = false;
+	return r->behind;
+}
+
+/* What those need who are behind. */
+static void
+note_behind(const RunnerGroup *g, const SdResume *r)
+{
+	const SdChannel *channel = stream_channel(g->stream);
+
+	behind.any = true;
+	channels_add(&behind.channels, channel);
+	if (r->full)
+		return;
+	if (r->after >= g->seam)
+		behind.early = true;
+	else if (source.window && window_covers(source.window, channel, r->after))
+		behind.covered = true;
+	else
+		behind.from = Min(behind.from, r->after);
+}
+
+/* Is there anything for it in this slice?  Caller holds the stream's lock. */
+static bool
+takes_part(const RunnerGroup *g, SdResume *r)
+{
+	if (r->full || r->after >= g->seam || r->behind != source.from_window)
+		return false;
+	if (source.from_window)
+	{
+		if (!window_covers(source.window, stream_channel(g->stream), r->after))
+			return false;
+		if (!r->known && !window_knows(source.window, r->after))
+			resume_note_gap(r);
+	}
+	r->known = true;
+	return true;
+}
+
 static void
 begin_group(RunnerGroup *g, uint64 done)
 {
@@ -187,6 +285,8 @@ begin_group(RunnerGroup *g, uint64 done)
 	bool		joined = false;
 
 	g->seam = Max(done, stream->last_event_id);
+	g->floor = backfill_is_possible() ? floor_of(stream_channel(stream)) : 0;
+	g->upto = source.from_window ? Min(g->seam, source.window->to) : g->seam;
 	g->behind = PG_UINT64_MAX;
 	g->stop = PG_UINT64_MAX;
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
@@ -198,13 +298,15 @@ begin_group(RunnerGroup *g, uint64 done)
 		runner->here = false;
 		if (!r->running)
 			continue;
-		if (r->after == g->seam)
+		if (is_behind(g, r))
+			note_behind(g, r);
+		else if (r->after == g->seam)
 		{
 			join(runner);
 			joined = true;
 			continue;
 		}
-		if (r->full || r->after > g->seam)
+		if (!takes_part(g, r))
 			continue;
 		runner->here = true;
 		runner->after = r->after;
@@ -219,18 +321,21 @@ begin_group(RunnerGroup *g, uint64 done)
 }
 
 uint64
-runners_begin(uint64 done, uint64 *limit)
+runners_begin(uint64 done, const SliceSource *of, uint64 *limit)
 {
 	uint64		from = PG_UINT64_MAX;
 
 	*limit = 0;
 	progress = false;
+	source = *of;
+	memset(&behind, 0, sizeof(behind));
+	behind.from = PG_UINT64_MAX;
 	for (int i = 0; i < ngroups; i++)
 	{
 		begin_group(&groups[i], done);
 		from = Min(from, groups[i].behind);
 		if (groups[i].behind != PG_UINT64_MAX)
-			*limit = Max(*limit, groups[i].seam);
+			*limit = Max(*limit, groups[i].upto);
 	}
 	return from;
 }
@@ -250,6 +355,13 @@ skip_gone(RunnerGroup *g)
 
 		if (!runner->here || !runner->r->running)
 			continue;
+		if (runner->after < gone && g->floor > 0)
+		{
+			/* it has fallen behind, and begins anew as such */
+			runner->here = false;
+			progress = true;
+			continue;
+		}
 		if (runner->after < gone)
 		{
 			resume_note_gap(runner->r);
@@ -273,7 +385,7 @@ runners_skip_gone(void)
 static bool
 wants(const RunnerGroup *g, uint64 id)
 {
-	return g->behind < id && id <= g->seam && id < g->stop;
+	return g->behind < id && id <= g->upto && id < g->stop;
 }
 
 static bool
@@ -380,13 +492,19 @@ runners_deliver(RunnerGroup *g, const Outcome *o)
 	LWLockRelease(&g->stream->lock);
 }
 
-/* The group's runners are done with everything up to "reached". */
+/*
+ * The group's runners are done with everything up to "reached".  What is missing
+ * at a window's end may be about what the stream was told of already: who joins
+ * it before that end is told, too.
+ */
 static void
 end_group(RunnerGroup *g, uint64 reached)
 {
+	bool		gap = source.from_window && window_gap_concerns(source.window, stream_channel(g->stream));
 	bool		any = false;
+	bool		joins;
 
-	reached = Min(reached, g->seam);
+	reached = Min(reached, g->upto);
 	if (g->stop != PG_UINT64_MAX)
 		reached = Min(reached, g->stop - 1);
 	LWLockAcquire(&g->stream->lock, LW_EXCLUSIVE);
@@ -401,8 +519,14 @@ end_group(RunnerGroup *g, uint64 reached)
 		r->after = Max(r->after, runner->full_at != 0 ? runner->full_at : reached);
 		progress |= r->after > runner->after;
 		r->full = runner->full_at != 0 && resume_is_full(r);
-		if (r->after == g->seam)
+		joins = r->after == g->seam && !(source.from_window && r->after < g->floor);
+		if (gap && (joins || r->after >= source.window->to))
+			resume_note_gap(r);
+		if (joins)
+		{
+			r->behind = false;
 			join(runner);
+		}
 	}
 	if (any)
 		stream_wake_resumed(g->stream);
@@ -440,7 +564,7 @@ runners_give_up(const SdEvent *ev, uint64 id)
 	{
 		RunnerGroup *g = &groups[i];
 
-		if (concerns(stream_channel(g->stream), ev) && id <= g->seam && id < g->stop)
+		if (concerns(stream_channel(g->stream), ev) && id <= g->upto && id < g->stop)
 			give_up(g, id);
 	}
 }
@@ -449,4 +573,31 @@ bool
 runners_progress(void)
 {
 	return progress;
+}
+
+/* ---- those who are behind ---- */
+
+const RunnersBehind *
+runners_behind(void)
+{
+	return &behind;
+}
+
+void
+runners_waive(void)
+{
+	for (int i = 0; i < ngroups; i++)
+	{
+		RunnerGroup *g = &groups[i];
+
+		LWLockAcquire(&g->stream->lock, LW_EXCLUSIVE);
+		for (int k = 0; k < g->n; k++)
+		{
+			SdResume   *r = runners[g->first + k].r;
+
+			if (r->running && r->behind && !r->full && r->after < g->seam)
+				waive(g, r);
+		}
+		LWLockRelease(&g->stream->lock);
+	}
 }

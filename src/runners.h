@@ -10,6 +10,7 @@
 #ifndef SD_RUNNERS_H
 #define SD_RUNNERS_H
 
+#include "backfill.h"
 #include "history.h"
 #include "respond.h"
 #include "resume.h"
@@ -21,6 +22,8 @@ typedef struct RunnerGroup
 	int			first;			/* its runners */
 	int			n;
 	uint64		seam;			/* the stream is done with events up to this */
+	uint64		floor;			/* the history has all behind this; 0: all it gets */
+	uint64		upto;			/* what this slice can bring */
 	uint64		behind;			/* the lowest "after" of those who take part */
 	uint64		stop;			/* event that it gets no more in this slice; the
 								 * caller's to set */
@@ -36,12 +39,19 @@ extern void runners_collect(void);
 
 /* ---- a slice ---- */
 
+/* What the slice is made of. */
+typedef struct SliceSource
+{
+	const SdWindow *window;		/* what there is of the stream in Redis, or NULL */
+	bool		from_window;	/* it, for those who are behind; or the history */
+} SliceSource;
+
 /*
  * Begins one, where the dispatcher has dispatched everything up to "done": who
  * has caught up joins his stream.  From which event on there is something to
  * do; PG_UINT64_MAX: nothing.  *limit is the last event that anybody wants.
  */
-extern uint64 runners_begin(uint64 done, uint64 *limit);
+extern uint64 runners_begin(uint64 done, const SliceSource *source, uint64 *limit);
 /* The history is pinned: what was given up before it could be replayed is a gap. */
 extern void runners_skip_gone(void);
 /* Does anybody want the event? */
@@ -59,5 +69,21 @@ extern void runners_end(uint64 reached);
 extern void runners_give_up(const SdEvent *ev, uint64 id);
 /* Is anybody further than at the slice's beginning? */
 extern bool runners_progress(void);
+
+/* ---- those who are behind what the history has, at the slice's beginning ---- */
+
+typedef struct RunnersBehind
+{
+	bool		any;
+	bool		early;			/* some wait until more is dispatched */
+	bool		covered;		/* the window is of use to somebody */
+	uint64		from;			/* where the last of those stands who could go on, but
+								 * not with the window; PG_UINT64_MAX: nobody */
+	ChannelSet	channels;		/* of all of them */
+} RunnersBehind;
+
+extern const RunnersBehind *runners_behind(void);
+/* They get what they need no more: those who could go on are told of a gap. */
+extern void runners_waive(void);
 
 #endif							/* SD_RUNNERS_H */

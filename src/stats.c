@@ -28,6 +28,7 @@ static const char *const counter_names[SD_STAT_COUNTERS] =
 	[SD_STAT_BUS_SENT] = "bus_sent",
 	[SD_STAT_BUS_RECEIVED] = "bus_received",
 	[SD_STAT_BUS_REPEATED] = "bus_repeated",
+	[SD_STAT_BUS_REREAD] = "bus_reread",
 	[SD_STAT_BUS_GAPS] = "bus_gaps",
 	[SD_STAT_BUS_CONNECTIONS] = "bus_connections",
 	[SD_STAT_REPLAY_WAITS] = "replay_waits",

@@ -28,6 +28,7 @@ typedef enum SdCounter
 	SD_STAT_BUS_SENT,			/* events that Redis has acknowledged */
 	SD_STAT_BUS_RECEIVED,		/* events read from Redis */
 	SD_STAT_BUS_REPEATED,		/* entries that had been read before */
+	SD_STAT_BUS_REREAD,			/* entries read again for those that resume */
 	SD_STAT_BUS_GAPS,			/* gaps found in what was read */
 	SD_STAT_BUS_CONNECTIONS,	/* made to Redis */
 	SD_STAT_REPLAY_WAITS,		/* events that had to wait for replay */

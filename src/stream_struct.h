@@ -155,6 +155,9 @@ typedef struct SdIndexPath
 	char		path[FLEXIBLE_ARRAY_MEMBER];	/* as filter_index_key gives it */
 } SdIndexPath;
 
+/* In SdChannel->gaps: some of them are not in the stream in Redis, nor missing there. */
+#define SD_GAP_ELSEWHERE	UINT32_C(0x80000000)
+
 /*
  * A channel that has subscriptions, or had (linger.c).  All under
  * registry_lock but the atomics.
@@ -176,6 +179,9 @@ typedef struct SdChannel
 	SdStreamVec filtered;		/* those with one, which are found by value too */
 	dlist_head	paths;			/* SdIndexPaths of these values */
 	pg_atomic_uint32 gaps;		/* committed events lost, not yet told */
+	pg_atomic_uint64 lost_elsewhere;	/* before this id some were lost that the stream
+										 * in Redis knows nothing of; single writer:
+										 * the channel's dispatcher */
 	pg_atomic_uint64 events;	/* dispatched to it */
 	pg_atomic_uint32 listening; /* the dispatcher LISTENs on it */
 	pg_atomic_uint32 of_replica;	/* made in recovery, and not LISTENed on since */

@@ -15,8 +15,8 @@
  *	                  dispatcher's side of it: bus_listen.c, bus_receive.c
  *	  bus_redis.c     and through Redis: what publishers and others see of it;
  *	                  bus_worker.c (its process), redis_send.c and
- *	                  redis_read.c (its two sides), redis_entry.c,
- *	                  redis_progress.c, bus_batch.c, bus_mac.c, bus_own.c,
+ *	                  redis_read.c (its two sides), redis_range.c (what is read
+ *	                  again), redis_entry.c, redis_progress.c, bus_batch.c, bus_mac.c, bus_own.c,
  *	                  redis_script.c, redis_link.c, redis_conn.c and
  *	                  redis_net.c (connections), redis_url.c
  *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
@@ -24,7 +24,8 @@
  *	  dispatch.c      one batch: transactions, errors, attempts
  *	  history.c       dispatched events, kept for those who come back
  *	                  (resume.c: subscriptions that do, catchup.c: what the
- *	                  dispatcher does for them, runners.c: how far each is)
+ *	                  dispatcher does for them, runners.c: how far each is,
+ *	                  backfill.c: what the stream in Redis still has)
  *	  event.c         an event as jsonb (event_image.c: row images;
  *	                  json_compose.c: objects from parts, and their text;
  *	                  event_wire.c: as text for other servers, wire.c and
@@ -160,6 +161,7 @@ extern char *subdispatch_redis_key_prefix;
 extern char *subdispatch_redis_ca_file;
 extern int	subdispatch_redis_max_length;
 extern int	subdispatch_redis_timeout;	/* ms */
+extern int	subdispatch_redis_resume_timeout;	/* ms */
 extern bool subdispatch_omit_null_errors;
 extern bool subdispatch_include_event_id;
 extern bool subdispatch_mask_errors;

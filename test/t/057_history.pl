@@ -150,6 +150,41 @@ ok(dispatched($node), 'the dispatchers are well');
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|signal 11|signal 6/, 'no crash');
 $node->stop;
 
+# ---- queued behind a slow resolver ----
+
+# A client can know an event from '*' that is still queued in its channel's own dispatcher: the seam is before that.
+$node = start_node('queued', dispatchers => 2, listen_channels => '', resolver_timeout => '100s', @limits);
+$node->safe_psql('postgres', <<'SQL');
+CREATE TABLE go ();
+CREATE FUNCTION until_go(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  WHILE event -> 'data' = '"wait"' AND NOT EXISTS (SELECT FROM public.go) LOOP PERFORM pg_sleep(0.01); END LOOP;
+  RETURN event -> 'data';
+END $$;
+SELECT subdispatch.subscribe('*', id => 'star', consumer => 'star');
+SELECT subdispatch.subscribe('c' || n, id => 'c' || n) FROM generate_series(1, 20) n;
+SQL
+my $elsewhere = $node->safe_psql('postgres', "SELECT min(channel) FROM subdispatch.channels WHERE dispatcher <> (SELECT dispatcher FROM subdispatch.channels WHERE channel = '*')");
+$node->safe_psql('postgres', "SELECT subdispatch.subscribe('$elsewhere', 'until_go', id => 'slow'); SELECT subdispatch.publish('$elsewhere', '\"wait\"')");
+poll_until($node, "SELECT count(*) FROM subdispatch.workers w JOIN pg_stat_activity a USING (pid) WHERE w.busy AND wait_event = 'PgSleep'", '1', 'a resolver holds up the channel');
+$node->safe_psql('postgres', "SELECT subdispatch.publish('$elsewhere', to_jsonb('queued ' || n)) FROM generate_series(1, 3) n");
+my @known;
+eventually('the events behind it are known from *', sub {
+	push @known, grep { $_ ne '' } split /\n/, $node->safe_psql('postgres', "SELECT event_id FROM subdispatch.poll('star', 100)");
+	return (@known == 4, "@known");
+});
+$node->safe_psql('postgres', "SELECT subdispatch.subscribe('$elsewhere', id => 'after ' || n, after_event => id, resolver => r) FROM unnest(ARRAY[" . join(',', @known) . "]) WITH ORDINALITY x(id, n), (VALUES ('until_go'::regproc)) y(r)");
+$node->safe_psql('postgres', "SELECT subdispatch.subscribe('$elsewhere', id => 'plain ' || n, after_event => id) FROM unnest(ARRAY[" . join(',', @known) . "]) WITH ORDINALITY x(id, n)");
+$node->safe_psql('postgres', 'INSERT INTO go DEFAULT VALUES');
+dispatched($node);
+poll_until($node, "SELECT count(*) FROM subdispatch.subscriptions WHERE state = 'resuming'", '0', 'those who resume behind it catch up');
+$node->safe_psql('postgres', "SELECT subdispatch.publish('$elsewhere', '\"new\"')");
+foreach my $kind ('after', 'plain')
+{
+	is(results($node, "$kind $_"), join(' ', (map { "queued $_" } $_ .. 3), 'new'), "$kind $_: what was queued behind a slow resolver comes once") foreach 1 .. 4;
+}
+$node->stop;
+
 # ---- through Redis ----
 
 my $redis = RedisTest->new;
