@@ -355,7 +355,7 @@ skip_gone(RunnerGroup *g)
 
 		if (!runner->here || !runner->r->running)
 			continue;
-		if (runner->after < gone && g->floor > 0)
+		if (runner->after < gone && g->floor > 0 && runner->r->waived < gone)
 		{
 			/* it has fallen behind, and begins anew as such */
 			runner->here = false;

@@ -1,5 +1,6 @@
 # The history that subscriptions resume out of: what is given up of it, by its size or when memory is short, is told to
-# those who miss it, and to nobody else; and the same through Redis, on whichever server a client comes back.
+# those who miss it, and to nobody else; and the same through Redis, on whichever server a client comes back, as long as Redis
+# is not asked for what it has itself.
 
 use strict;
 use warnings;
@@ -188,7 +189,7 @@ $node->stop;
 # ---- through Redis ----
 
 my $redis = RedisTest->new;
-my @bus = (@limits, dispatchers => 2, shared_memory_size => '256MB', event_history_size => '32MB', event_bus => 'redis', redis_url => $redis->url, bus_key => 'a key that is long enough');
+my @bus = (@limits, dispatchers => 2, shared_memory_size => '256MB', event_history_size => '32MB', redis_resume_timeout => 0, event_bus => 'redis', redis_url => $redis->url, bus_key => 'a key that is long enough');
 my @nodes = map { start_node($_, @bus) } 'one', 'two';
 foreach my $n (@nodes)
 {
