@@ -154,6 +154,15 @@ read_redis(Reader *reader)
 	return count;
 }
 
+/* What is read: the channel and the consumer have the same name. */
+static const char *
+name_to_read(void)
+{
+	const char *name = getenv("BENCH_NAME");
+
+	return name ? name : CHANNEL;
+}
+
 static void
 open_redis(Reader *reader)
 {
@@ -189,7 +198,9 @@ Reader *
 reader_open(const char *way, long connections)
 {
 	Reader	   *reader = allocate(1, sizeof(*reader));
+	const char *name = name_to_read();
 	const char *sql = NULL;
+	char		statement[256];
 
 	reader->nconns = 1;
 	if (strcmp(way, "notify") == 0 || strcmp(way, "redis") == 0)
@@ -204,18 +215,19 @@ reader_open(const char *way, long connections)
 	if (strcmp(way, "notify") == 0)
 	{
 		reader->read = read_notify;
-		open_database(reader, "LISTEN " CHANNEL, false);
+		snprintf(statement, sizeof(statement), "LISTEN %s", name);
+		open_database(reader, statement, false);
 		return reader;
 	}
 	if (strcmp(way, "poll") == 0)
 	{
 		reader->read = read_rows;
-		sql = "SELECT response, subscription_id, event_id, dropped FROM subdispatch.poll('" CONSUMER "', 5000, '1s')";
+		sql = "SELECT response, subscription_id, event_id, dropped FROM subdispatch.poll('%s', 5000, '1s')";
 	}
 	else if (strcmp(way, "poll_shared") == 0)
 	{
 		reader->read = read_poll_shared;
-		sql = "SELECT payload, subscription_ids, type, event_id FROM subdispatch.poll_shared('" CONSUMER "', 1000, '1s')";
+		sql = "SELECT payload, subscription_ids, type, event_id FROM subdispatch.poll_shared('%s', 1000, '1s')";
 	}
 	else if (strcmp(way, "outbox") == 0)
 	{
@@ -225,7 +237,9 @@ reader_open(const char *way, long connections)
 	}
 	else
 		die("unknown way \"%s\"", way);
-	open_database(reader, sql, true);
+	if (snprintf(statement, sizeof(statement), sql, name) >= (int) sizeof(statement))
+		die("the name \"%s\" is too long", name);
+	open_database(reader, statement, true);
 	return reader;
 }
 

@@ -11,8 +11,9 @@ typedef struct Reader Reader;
 
 /*
  * Ways: notify and redis (as many connections as that, each LISTENing or
- * subscribed), poll and poll_shared (the consumer "bench", whose
- * subscriptions were made before), outbox (a table that is polled).
+ * subscribed), poll and poll_shared (a consumer whose subscriptions were made
+ * before), outbox (a table that is polled).  The channel and the consumer are
+ * "bench", or what BENCH_NAME in the environment says.
  */
 extern Reader *reader_open(const char *way, long connections);
 
