@@ -151,6 +151,13 @@ bus_release(SdDatabase *db, int dispatcher, Size bytes)
 
 /* ---- tickets ---- */
 
+/* Caller holds order_lock. */
+static void
+count_taken(SdDatabase *db, int more)
+{
+	pg_atomic_write_u32(&db->ntaken, pg_atomic_read_u32(&db->ntaken) + more);
+}
+
 /*
  * Takes the place of this transaction in the order of commits: after its work
  * and before its commit record.  Without a transaction id there is nothing to
@@ -169,18 +176,20 @@ bus_take_ticket(SdDatabase *db, TransactionId xid)
 	slot->ticket = db->next_ticket++;
 	slot->xid = xid;
 	dlist_push_tail(&db->taken, &slot->node);
+	count_taken(db, 1);
 	LWLockRelease(&db->order_lock);
 }
 
 /* The ticket that this backend had, or 0.  Caller holds order_lock. */
 static uint64
-return_ticket(SdTicketSlot *slot)
+return_ticket(SdDatabase *db, SdTicketSlot *slot)
 {
 	uint64		ticket = slot->ticket;
 
 	if (ticket != 0)
 	{
 		dlist_delete(&slot->node);
+		count_taken(db, -1);
 		slot->ticket = 0;
 		slot->xid = InvalidTransactionId;
 	}
@@ -216,7 +225,7 @@ bus_give_back_ticket(SdDatabase *db)
 		return;
 
 	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
-	ticket = return_ticket(slot);
+	ticket = return_ticket(db, slot);
 	mask = held_back_mask(db, ticket);
 	LWLockRelease(&db->order_lock);
 	wake_mask(db, mask);
@@ -257,7 +266,7 @@ bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events, const SdPosition 
 	uint32		mask;
 
 	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
-	ticket = return_ticket(my_slot());
+	ticket = return_ticket(db, my_slot());
 	if (ticket == 0)
 		ticket = db->next_ticket++;
 	mask = held_back_mask(db, ticket);

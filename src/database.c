@@ -126,6 +126,7 @@ init_database(SdDatabase *db)
 	db->link_counter = 0;
 	db->last_id = 0;
 	dlist_init(&db->taken);
+	pg_atomic_init_u32(&db->ntaken, 0);
 	dlist_init(&db->linked);
 	pg_atomic_init_u32(&db->wanted, 0);
 	pg_atomic_init_u32(&db->paused, 0);

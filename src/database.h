@@ -207,6 +207,7 @@ typedef struct SdDatabase
 	uint64		link_counter;	/* rises with every linked transaction */
 	uint64		last_id;		/* last event id given */
 	dlist_head	taken;			/* SdTicketSlots by rising ticket */
+	pg_atomic_uint32 ntaken;	/* of them; read by anybody */
 	dlist_head	linked;			/* SdBlocks by rising ticket, not yet sequenced */
 
 	/* written under database_lock, read by anybody */

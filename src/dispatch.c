@@ -403,6 +403,17 @@ run_isolated(DispatchEvent *e)
 	measure(e);
 }
 
+static uint32 blocks_done = 0;	/* since the last question */
+
+uint32
+dispatch_blocks_done(void)
+{
+	uint32		n = blocks_done;
+
+	blocks_done = 0;
+	return n;
+}
+
 /* n events from the beginning of what is in hand are done with. */
 static void
 done(int n)
@@ -415,7 +426,10 @@ done(int n)
 		block->ndone += some;
 		n -= some;
 		if (block->ndone == block->nevents)
+		{
 			bus_done(dispatch_db, dispatch_me, block);
+			blocks_done++;
+		}
 	}
 }
 

@@ -476,7 +476,10 @@ turn(void)
 	step_receive();
 	step_gaps();
 	worked = step_dispatch();
-	worked |= step_catchup();
+	if (step_catchup())
+		worked = true;
+	else if (worked)
+		gather_events(my_db, my_index);
 	step_sweep();
 	want_bus_worker();
 	step_recovery();

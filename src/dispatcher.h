@@ -40,6 +40,11 @@ extern bool place_end_bus(void);
 /* dispatch.c: what the dispatcher has in hand */
 extern bool dispatch_inhand(SdDatabase *db, int dispatcher);
 extern void dispatch_gaps(SdDatabase *db, int dispatcher);
+/* How many blocks (of a transaction each, mostly) it was done with since the last call. */
+extern uint32 dispatch_blocks_done(void);
+
+/* gather.c: between two batches; may sleep for a moment */
+extern void gather_events(SdDatabase *db, int dispatcher);
 
 /*
  * catchup.c: a slice of work for those that resume; true if there is more to do.

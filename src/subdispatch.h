@@ -20,7 +20,8 @@
  *	                  redis_script.c, redis_link.c, redis_conn.c and
  *	                  redis_net.c (connections), redis_url.c
  *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
- *	                  (dispatcher_place.c: when one starts and ends)
+ *	                  (dispatcher_place.c: when one starts and ends,
+ *	                  gather.c: when it lets events gather)
  *	  dispatch.c      one batch: transactions, errors, attempts
  *	  history.c       dispatched events, kept for those who come back
  *	                  (resume.c: subscriptions that do, catchup.c: what the

@@ -66,7 +66,8 @@ class Insert(Benchmark):
                Metric("backends", "µs per transaction", label="of these the writers' backends"),
                Metric("dispatchers", "µs per transaction", label="the dispatchers"),
                Metric("consumer", "µs per transaction", label="the consumer and its backend"),
-               Metric("switches", "per transaction", label="context switches of the writers' backends")]
+               Metric("switches", "per transaction", label="context switches of the writers' backends"),
+               Metric("sleeps", "per transaction", label="the dispatchers go to sleep")]
     variants = VARIANTS
     baseline = "empty trigger"
     log = False

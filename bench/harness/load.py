@@ -18,6 +18,11 @@ READ_SECONDS = 60           # for what is left to be read after a slice
 LAST_COMMITS = 0.05         # after a stop: for the transactions that are under way
 
 
+def switches(pid, kind):
+    with open(f"/proc/{pid}/status", encoding="ascii") as f:
+        return sum(int(line.split()[1]) for line in f if line.startswith(kind))
+
+
 class Drain:
     """A consumer (bench/src/drain.c), whose count of deliveries can be read at any time."""
 
@@ -46,7 +51,7 @@ class Load:
 
     A slice gives figures: tps, p50 and p99 in ms, read (the share that was read at its end), and per transaction, with all that
     is read afterwards, the processor time in µs of everything (cpu), of the load's backends, of the dispatchers, of the
-    consumer with its backend, and the backends' context switches.
+    consumer with its backend, the backends' context switches, and how often the dispatchers went to sleep.
     """
 
     def __init__(self, server, name, script, rows, clients, threads=2, drain=None, deliveries=1, env=None):
@@ -103,11 +108,9 @@ class Load:
         return [int(tid) for tid in os.listdir(f"/proc/{pid}/task")]
 
     def switches(self):
-        total = 0
-        for pid in self.backends:
-            with open(f"/proc/{pid}/status", encoding="ascii") as f:
-                total += sum(int(line.split()[1]) for line in f if line.startswith(("voluntary_ctxt", "nonvoluntary_ctxt")))
-        return total
+        """Context switches of the backends, and how often the dispatchers went to sleep."""
+        return {"switches": sum(switches(pid, "voluntary_ctxt") + switches(pid, "nonvoluntary_ctxt") for pid in self.backends),
+                "sleeps": sum(switches(pid, "voluntary_ctxt") for pid in self.server.dispatchers())}
 
     def latencies(self, begin, end):
         """Of the transactions that began and ended in the slice, in ms, sorted; the log's last lines may still be in pgbench."""
@@ -127,7 +130,7 @@ class Load:
 
     def slice(self, seconds):
         rows = self.read_all()
-        times, switches = self.processor_times(), self.switches()
+        times, before = self.processor_times(), self.switches()
         if self.drain:
             self.drain.process.send_signal(signal.SIGCONT)
         begin, started = time.time(), time.monotonic()
@@ -141,7 +144,9 @@ class Load:
         made = all_rows - rows
         if made == 0:
             raise BenchError(f"no transaction within {seconds} s")
-        figures = {"tps": made / took, "switches": (self.switches() - switches) / made}
+        figures = {"tps": made / took}
+        for key, value in self.switches().items():
+            figures[key] = (value - before[key]) / made
         for key, value in self.processor_times().items():
             figures[key] = (value - times[key]) * 1e6 / made
         if self.drain:
