@@ -50,8 +50,9 @@ class Load:
     """clients connections that run a script; rows is SQL for how many transactions there were; drain may be None.
 
     A slice gives figures: tps, p50 and p99 in ms, read (the share that was read at its end), and per transaction, with all that
-    is read afterwards, the processor time in µs of everything (cpu), of the load's backends, of the dispatchers, of the
-    consumer with its backend, the backends' context switches, and how often the dispatchers went to sleep.
+    is read afterwards, the processor time in µs of everything (cpu), of the load's backends, of all other processes of the
+    server, of the dispatchers, of the consumer with its backend, the backends' context switches, and how often the dispatchers
+    went to sleep.
     """
 
     def __init__(self, server, name, script, rows, clients, threads=2, drain=None, deliveries=1, env=None):
@@ -100,7 +101,8 @@ class Load:
 
     def processor_times(self):
         ours = [*self.threads(self.process.pid), *self.consumers]
-        return {"cpu": self.cpu([*set(self.server.processes()) | set(ours)]), "backends": self.cpu(self.backends),
+        processes = set(self.server.processes())
+        return {"cpu": self.cpu(processes | set(ours)), "backends": self.cpu(self.backends), "others": self.cpu(processes - set(self.backends)),
                 "dispatchers": self.cpu(self.server.dispatchers()), "consumer": self.cpu(self.consumers)}
 
     @staticmethod

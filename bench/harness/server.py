@@ -192,14 +192,6 @@ class Server:
                 pass
         return times
 
-    def ended_cpu_seconds(self):
-        """Processor time of the backends that have ended, all together."""
-        with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as f:
-            postmaster = int(f.readline())
-        with open(f"/proc/{postmaster}/stat", encoding="ascii") as f:
-            fields = f.read().rpartition(")")[2].split()
-        return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-
     def dispatchers(self):
         return [pid for (pid,) in self.execute("SELECT pid FROM subdispatch.workers WHERE kind = 'dispatcher' AND pid IS NOT NULL")]
 
