@@ -77,7 +77,9 @@ class Insert(Benchmark):
         super().__init__(server, quick, seconds)
         self.series = list(self.variants)
         self.loads = {}
-        if not quick:
+        if quick:
+            self.rounds = 1
+        else:
             self.seconds = max(seconds / 8, 0.25)
             self.settings = {**self.settings, **WAL_SETTINGS}
 

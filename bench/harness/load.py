@@ -151,7 +151,9 @@ class Load:
             figures[key] = (value - before[key]) / made
         for key, value in self.processor_times().items():
             figures[key] = (value - times[key]) * 1e6 / made
-        if self.drain:
+        if self.drain is None:
+            del figures["consumer"]
+        else:
             self.drain.process.send_signal(signal.SIGSTOP)
             figures["read"] = 1 - (all_rows - read / self.deliveries) / made
         latencies = self.latencies(begin, end)
