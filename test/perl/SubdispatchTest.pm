@@ -5,6 +5,8 @@ package SubdispatchTest;
 use strict;
 use warnings;
 
+use Carp qw(croak);
+
 use Exporter 'import';
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -80,7 +82,10 @@ sub eventually
 	my ($there, $seen);
 	while (1)
 	{
-		($there, $seen) = $code->();
+		my @result = $code->();
+		# a match that fails is an empty list, and would leave "seen" in its place
+		croak "$name: a condition and what was seen, in that order" if @result != 2;
+		($there, $seen) = @result;
 		if ($there) { pass($name); return 1; }
 		last if time > $end;
 		sleep 0.1;

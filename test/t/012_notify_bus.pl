@@ -84,7 +84,7 @@ poll_until($node, "SELECT count(*) FROM pg_stat_activity a JOIN subdispatch.work
 eventually('and LISTEN again', sub {
 	$node->safe_psql('postgres', "SELECT subdispatch.publish('c', '5')");
 	my $got = results($node, 's');
-	return ($got =~ /5/, $got);
+	return (scalar($got =~ /5/), $got);
 });
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|signal 11|signal 6/, 'no crash');
 $node->stop;

@@ -64,7 +64,7 @@ $node->safe_psql('postgres', "SELECT subdispatch.subscribe('other', id => 'other
 eventually('a reload changes which channels are LISTENed on', sub {
 	$node->safe_psql('postgres', "SELECT pg_notify('other', '1')");
 	my $got = results($node, 'other');
-	return ($got =~ /1/, $got);
+	return (scalar($got =~ /1/), $got);
 });
 $node->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions");
 

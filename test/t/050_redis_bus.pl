@@ -107,7 +107,7 @@ foreach my $missing ('redis_url', 'bus_key')
 {
 	$a->append_conf('postgresql.conf', "subdispatch.$missing = ''");
 	$a->reload;
-	eventually("publish() is refused without $missing", sub { ($out, $err) = try_sql($a, "SELECT subdispatch.publish('c', '1')"); return ($err =~ /without subdispatch\.$missing/, $err) });
+	eventually("publish() is refused without $missing", sub { ($out, $err) = try_sql($a, "SELECT subdispatch.publish('c', '1')"); return (scalar($err =~ /without subdispatch\.$missing/), $err) });
 	($out, $err) = try_sql($a, "SELECT subdispatch.subscribe('c')");
 	like($err, qr/without subdispatch\.$missing/, 'and so is subscribe()');
 	like($a->safe_psql('postgres', "SELECT subdispatch.health()"), qr/"status": "degraded".*|without subdispatch\.$missing/, 'health() tells');
@@ -115,7 +115,7 @@ foreach my $missing ('redis_url', 'bus_key')
 	$a->reload;
 	eventually('and works again', sub { ($out, $err) = try_sql($a, "SELECT subdispatch.publish('c', '\"again $missing\"')"); return ($err eq '', $err) });
 }
-eventually('on the other server, too', sub { my $r = $b->safe_psql('postgres', "SELECT string_agg(r, ' ') FROM subdispatch.next_responses('s', 100000) r"); return ($r =~ /again bus_key/, $r) });
+eventually('on the other server, too', sub { my $r = $b->safe_psql('postgres', "SELECT string_agg(r, ' ') FROM subdispatch.next_responses('s', 100000) r"); return (scalar($r =~ /again bus_key/), $r) });
 
 foreach my $node ($a, $b)
 {

@@ -268,7 +268,7 @@ $a->safe_psql('second', "SELECT subdispatch.publish('c', '1')");
 $a->safe_psql('postgres', 'DROP DATABASE second');
 pass('DROP DATABASE works');
 $a->safe_psql('postgres', "SET subdispatch.event_bus = memory; SELECT subdispatch.publish('other', '\"memory\"')");
-eventually('the memory bus goes on', sub { my $r = $a->safe_psql('postgres', "SELECT subdispatch.next_response('other')"); return ($r =~ /memory/, $r) });
+eventually('the memory bus goes on', sub { my $r = $a->safe_psql('postgres', "SELECT subdispatch.next_response('other')"); return (scalar($r =~ /memory/), $r) });
 $a->safe_psql('postgres', "SELECT subdispatch.publish('c', '\"7-e-0001\"')");
 $a->stop('fast');
 pass('and so does a fast shutdown');

@@ -36,7 +36,7 @@ sub check_fault
 	$begin->();
 	poll_until($node, "SELECT subdispatch.publish('c', to_jsonb(" . ++$number . ")); SELECT subdispatch.health() #>> '{bus,error}'", $pattern, "$name: health() tells");
 	is($node->safe_psql('postgres', "SELECT state FROM subdispatch.workers WHERE kind = 'bus'"), 'disconnected', "$name: so does workers");
-	eventually("$name: and the log", sub { my $text = slurp_file($node->logfile, $log); return ($text =~ /subdispatch's Redis bus: /, $text) });
+	eventually("$name: and the log", sub { my $text = slurp_file($node->logfile, $log); return (scalar($text =~ /subdispatch's Redis bus: /), $text) });
 	$node->safe_psql('postgres', "SELECT subdispatch.publish('c', '\"last of $name\"')");
 	$end->();
 	ok(dispatched($node), "$name: goes on when it is over");
@@ -137,7 +137,7 @@ $writer->query_safe("INSERT INTO moods VALUES ('ok')");
 eventually('the worker asks for the type', sub { my $n = $locker->query_safe("SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $bus"); return ($n eq '1', $n) });
 my $before = -s $node->logfile;
 $locker->query_safe("SELECT pg_cancel_backend($bus)");
-eventually('and is cancelled, which it says', sub { my $text = slurp_file($node->logfile, $before); return ($text =~ /canceling statement due to user request.*Redis bus: an error in the bus worker/s, $text) });
+eventually('and is cancelled, which it says', sub { my $text = slurp_file($node->logfile, $before); return (scalar($text =~ /canceling statement due to user request.*Redis bus: an error in the bus worker/s), $text) });
 $locker->query_safe('COMMIT');
 $_->quit foreach $locker, $writer;
 my $moods = drain($node, 'moods');

@@ -295,7 +295,7 @@ $standby->safe_psql('renamed', "SELECT subdispatch.subscribe('c', id => 'r')");
 eventually('events come under the new name', sub {
 	$primary->safe_psql('renamed', "SELECT subdispatch.publish('c', '3')");
 	my $r = $standby->safe_psql('renamed', "SELECT subdispatch.next_response('r', '1s')");
-	return ($r =~ /"data":3/, $r) });
+	return (scalar($r =~ /"data":3/), $r) });
 
 # ---- promotion under load
 

@@ -55,7 +55,7 @@ sub all_arrive
 sub settle
 {
 	my ($name, $state) = @_;
-	return eventually($name, sub { my $all = join ' ', map { $_->cli('CLUSTER', 'INFO') =~ /cluster_state:(\w+)/ ? $1 : '?' } @nodes; return ($all =~ /^(?:$state ?)+$/, $all) });
+	return eventually($name, sub { my $all = join ' ', map { $_->cli('CLUSTER', 'INFO') =~ /cluster_state:(\w+)/ ? $1 : '?' } @nodes; return (scalar($all =~ /^(?:$state ?)+$/), $all) });
 }
 
 # ---- one node without slots, then with all of them
@@ -63,7 +63,7 @@ sub settle
 tells('no slots', qr/^the Redis cluster is down: .*CLUSTERDOWN/) if try_sql($pg, "SELECT subdispatch.subscribe('c', id => 's')");
 publish();
 $nodes[0]->cli('CLUSTER', 'ADDSLOTSRANGE', 0, 16383);
-eventually('one node has all slots', sub { my $i = $nodes[0]->cli('CLUSTER', 'INFO'); return ($i =~ /cluster_state:ok/, $i) });
+eventually('one node has all slots', sub { my $i = $nodes[0]->cli('CLUSTER', 'INFO'); return (scalar($i =~ /cluster_state:ok/), $i) });
 poll_until($pg, "SELECT state FROM subdispatch.workers WHERE kind = 'bus'", 'running', 'it is connected');
 # it subscribed before the bus worker had a position: what it missed before is told
 my $first = results($pg, 's');
@@ -110,7 +110,7 @@ all_arrive('the new node');
 # ---- a part of it is down
 
 $nodes[0]->stop('KILL');
-eventually('the others know', sub { my $i = $target->cli('CLUSTER', 'INFO'); return ($i =~ /cluster_state:fail/, $i) });
+eventually('the others know', sub { my $i = $target->cli('CLUSTER', 'INFO'); return (scalar($i =~ /cluster_state:fail/), $i) });
 publish();
 tells('another node is down', qr/^the Redis cluster is down: .*CLUSTERDOWN/);
 $nodes[0]->start;

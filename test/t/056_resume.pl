@@ -199,7 +199,7 @@ foreach my $overflow ('drop_oldest', 'drop_newest', 'error')
 	my $read = '';
 	eventually("$overflow: all of it is read in the end", sub {
 		$read .= $node->safe_psql('postgres', "SELECT coalesce(string_agg(r, E'\n'), '') FROM subdispatch.next_responses('slow', 100, '10ms') r") . "\n";
-		return ((() = $read =~ /"n": -1\b/g) % 20 == 0 && $read =~ /"n": -1\b/, $read);
+		return ((() = $read =~ /"n": -1\b/g) % 20 == 0 && scalar($read =~ /"n": -1\b/), $read);
 	});
 	unlike($read, qr/dropped/, "$overflow: without a loss");
 	is($node->safe_psql('postgres', "SELECT dropped FROM subdispatch.subscriptions WHERE id = 'slow'"), '0', "$overflow: none is counted");

@@ -132,7 +132,7 @@ set_bus($quiet, 'redis');
 poll_until($quiet, "SELECT subdispatch.health() #>> '{bus,state}'", 'connected', 'a server that publishes nothing begins to read');
 $other->safe_psql('postgres', "SELECT subdispatch.publish('c0', '\"9.2 redis 000001\"')");
 dispatched($other);
-eventually('and gets what others publish', sub { my $r = results($quiet, 's'); return ($r =~ /9\.2 redis/, $r) });
+eventually('and gets what others publish', sub { my $r = results($quiet, 's'); return (scalar($r =~ /9\.2 redis/), $r) });
 
 foreach my $n ($node, $other, $quiet)
 {

@@ -41,7 +41,7 @@ sub arrive
 	return eventually($name, sub {
 		my $more = $listener->safe_psql('postgres', "SELECT string_agg(coalesce(r::jsonb #>> '{payload,data}', 'gap'), ' ') FROM subdispatch.next_responses('all', 100000, '1s') r");
 		$got .= " $more" if $more ne '';
-		return ($got =~ /^ $expected$/, $got) });
+		return (scalar($got =~ /^ $expected$/), $got) });
 }
 my $away = sub { $redis->stop; poll_until($node, "SELECT subdispatch.publish('c', '0'); SELECT subdispatch.health() #>> '{bus,error}'", qr/could not connect|closed/, 'Redis is away') };
 my $number = 0;
@@ -93,7 +93,7 @@ $session->query_safe("BEGIN; SELECT subdispatch.publish('c', '508')");
 $node->safe_psql('postgres', 'DROP EXTENSION subdispatch');
 $session->query_safe('COMMIT');
 $session->quit;
-eventually('what is committed after the drop is lost, too', sub { my $text = slurp_file($node->logfile, $log); return ($text =~ /bus: 1 committed events were not sent before/, $text) });
+eventually('what is committed after the drop is lost, too', sub { my $text = slurp_file($node->logfile, $log); return (scalar($text =~ /bus: 1 committed events were not sent before/), $text) });
 workers_end('with a worker that ends then');
 install_extension($node, 'postgres');
 cmp_ok(memory_in_use($node), '<', $memory, 'memory is given back');
@@ -116,7 +116,7 @@ $node->safe_psql('postgres', publish(521, 521));
 my $got = '';
 eventually('then it goes on', sub {
 	$got .= ' ' . $listener->safe_psql('postgres', "SELECT string_agg(coalesce(r::jsonb #>> '{payload,data}', 'gap'), ' ') FROM subdispatch.next_responses('all', 100000, '1s') r");
-	return ($got =~ / 521\b/, $got) });
+	return (scalar($got =~ / 521\b/), $got) });
 my @numbers = grep { /^\d+$/ } split ' ', $got;
 is(join(' ', @numbers), join(' ', grep { my $n = $_; grep { $_ == $n } @numbers } 511 .. 521), 'nothing comes twice or out of order');
 

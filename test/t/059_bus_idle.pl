@@ -38,7 +38,7 @@ ends('it ends when the event was sent and nobody needs it any more');
 is(results($listener, 'all'), '1', 'the event is there');
 is($node->safe_psql('postgres', "SELECT subdispatch.health() ->> 'status'"), 'ok', 'without it all is well');
 $node->safe_psql('postgres', "SELECT subdispatch.publish('c', '2')");
-eventually('it comes back for the next event', sub { my $r = $listener->safe_psql('postgres', "SELECT subdispatch.next_response('all', '1s')"); return ($r =~ /"data":2/, $r) });
+eventually('it comes back for the next event', sub { my $r = $listener->safe_psql('postgres', "SELECT subdispatch.next_response('all', '1s')"); return (scalar($r =~ /"data":2/), $r) });
 ends('and ends again');
 ok(dispatched($node), 'wait_dispatched() does not wait for a worker that is not needed');
 
@@ -70,7 +70,7 @@ $node->safe_psql('postgres', 'SELECT pg_sleep(3)');
 is(worker(), $pid, 'with an event to send it does not end');
 $redis->start;
 $node->safe_psql('postgres', "SELECT subdispatch.publish('c', '64')");
-eventually('and sends it', sub { my $r = $listener->safe_psql('postgres', "SELECT string_agg(r, ' ') FROM subdispatch.next_responses('all', timeout => '1s') r"); return ($r =~ /"data":64/, $r) });
+eventually('and sends it', sub { my $r = $listener->safe_psql('postgres', "SELECT string_agg(r, ' ') FROM subdispatch.next_responses('all', timeout => '1s') r"); return (scalar($r =~ /"data":64/), $r) });
 ends('then it ends');
 
 # ---- with subscriptions

@@ -38,7 +38,7 @@ PYTHON
 my ($out, $err) = ('', '');
 my $run = IPC::Run::start([ 'python3', '-u', "$dir/gateway.py" ], '<', \undef, '>', "$dir/out", '2>', "$dir/err",
 	init => sub { $ENV{PGHOST} = $node->host; $ENV{PGPORT} = $node->port; $ENV{PGDATABASE} = 'postgres'; });
-eventually('it subscribes', sub { my $seen = slurp_file("$dir/out") . slurp_file("$dir/err"); return ($seen =~ /^ready/m, $seen) });
+eventually('it subscribes', sub { my $seen = slurp_file("$dir/out") . slurp_file("$dir/err"); return (scalar($seen =~ /^ready/m), $seen) });
 my $publisher = background($node, join '', map { "INSERT INTO orders (customer_id, status, total) SELECT 7, 'new', n FROM generate_series(1, 50) n; SELECT pg_sleep(0.02);\n" } 1 .. $events / 50);
 my $ended = 0;
 for (1 .. 25)
