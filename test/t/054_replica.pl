@@ -241,20 +241,26 @@ set('subdispatch.replay_wait_timeout' => '5s');
 set('max_standby_streaming_delay' => '100ms');
 $standby->safe_psql('postgres', "SELECT subdispatch.subscribe('c', 'look_slowly', id => 'slow')");
 results($standby, 'slow');
-my @slow;
-foreach my $round (1 .. 3)
+my $conflicts = 0;
+# where the machine is busy, there may be none at first
+for (my $tries = 0; $tries < 5 && $conflicts == 0; $tries++)
 {
-	my $id = $next++;
-	push @slow, "v$id";
-	$primary->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES ($id, 'v$id'); SELECT subdispatch.publish('c', '{\"id\": $id, \"slow\": true}'); COMMIT; DELETE FROM t WHERE id < $id - 2 AND id < 100000; VACUUM t;");
+	my @slow;
+	foreach my $round (1 .. 3)
+	{
+		my $id = $next++;
+		push @slow, "v$id";
+		$primary->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES ($id, 'v$id'); SELECT subdispatch.publish('c', '{\"id\": $id, \"slow\": true}'); COMMIT; DELETE FROM t WHERE id < $id - 2 AND id < 100000; VACUUM t;");
+	}
+	# readers are sessions as others, and may be in the way, too
+	my $slow = '';
+	eventually('a dispatcher that stood in the way of recovery does its work again', sub {
+		my ($r) = try_sql($standby, "SELECT r::jsonb #>> '{payload,data}' FROM subdispatch.next_responses('slow', 100) r");
+		$slow .= ' ' . join(' ', split /\n/, $r) if $r ne '';
+		return ($slow eq ' ' . join(' ', @slow), $slow) });
+	$conflicts = $standby->safe_psql('postgres', "SELECT sum(confl_snapshot + confl_lock) FROM pg_stat_database_conflicts WHERE datname = 'postgres'");
 }
-# readers are sessions as others, and may be in the way, too
-my $slow = '';
-eventually('a dispatcher that stood in the way of recovery does its work again', sub {
-	my ($r) = try_sql($standby, "SELECT r::jsonb #>> '{payload,data}' FROM subdispatch.next_responses('slow', 100) r");
-	$slow .= ' ' . join(' ', split /\n/, $r) if $r ne '';
-	return ($slow eq ' ' . join(' ', @slow), $slow) });
-cmp_ok($standby->safe_psql('postgres', "SELECT sum(confl_snapshot + confl_lock) FROM pg_stat_database_conflicts WHERE datname = 'postgres'"), '>', 0, 'it did stand in the way');
+cmp_ok($conflicts, '>', 0, 'it did stand in the way');
 # a dispatcher that waits holds no snapshot
 poll_until($standby, "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'subdispatch%' AND backend_xmin IS NOT NULL", 0, 'one that waits does not');
 $standby->safe_psql('postgres', "SELECT subdispatch.unsubscribe('slow')");
