@@ -53,7 +53,8 @@ run_guarded(DispatchEvent *e, ResolverCode code, void *arg, const SdRights *righ
 				(errcode(ERRCODE_ADMIN_SHUTDOWN),
 				 errmsg("the dispatcher ended each time the row image was cast")));
 	(void) resolver_guarded(code, arg, "cast of a row image", rights,
-							subdispatch_resolver_timeout, false, dispatch_context, &error);
+							subdispatch_resolver_timeout, GUARD_SUBTRANSACTION, dispatch_context,
+							&error);
 	attempt_code_ended(&attempt);
 	return error;
 }

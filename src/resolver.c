@@ -302,6 +302,7 @@ resolver_guarded(ResolverCode code, void *arg, const char *what,
 	int			nest_level = GetCurrentTransactionNestLevel();
 	ErrorData  *volatile error = NULL;
 
+	Assert(guard >= GUARD_SUBTRANSACTION && guard <= GUARD_NONE);
 	if (resolver_running)
 		elog(ERROR, "user code is running already");
 	initialize();

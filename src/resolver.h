@@ -25,7 +25,8 @@ typedef enum ResolverStatus
 /* What is rolled back when user code fails. */
 typedef enum ResolverGuard
 {
-	GUARD_SUBTRANSACTION,		/* the code's own subtransaction */
+	/* no boolean's value: those who pass one are found by an Assert */
+	GUARD_SUBTRANSACTION = 2,	/* the code's own subtransaction */
 	GUARD_TRANSACTION,			/* the whole transaction, which holds nothing to
 								 * be kept; a new one is begun, with a snapshot
 								 * in place of the one that was active */

@@ -237,8 +237,8 @@ rls_need_identity(RlsSplit *split, uint64 identity, const SdRights *rights, int 
 
 	if (likely(split_knows_identity(split, identity)))
 		return;
-	(void) resolver_guarded(compute_identity, &c, "policy", rights, timeout_ms, false,
-							CurrentMemoryContext, &edata);
+	(void) resolver_guarded(compute_identity, &c, "policy", rights, timeout_ms,
+							GUARD_SUBTRANSACTION, CurrentMemoryContext, &edata);
 	if (edata)
 		FreeErrorData(edata);
 }
@@ -253,7 +253,7 @@ need_row(RlsJob *job, RlsSplit *split)
 		return;
 	if (split_row_is_code(split))
 		(void) resolver_guarded(compute_row_quietly, job, "policy", job->rights, job->timeout_ms,
-								true, CurrentMemoryContext, &edata);
+								GUARD_NONE, CurrentMemoryContext, &edata);
 	else
 		compute_row(job);
 }
@@ -286,8 +286,8 @@ check_answer(RlsJob *job)
 	ErrorData  *edata = NULL;
 
 	alone.row_visible = alone.old_visible = false;
-	if (resolver_guarded(evaluate, &alone, "policy", job->rights, job->timeout_ms, false,
-						 CurrentMemoryContext, &edata) == RESOLVER_OK)
+	if (resolver_guarded(evaluate, &alone, "policy", job->rights, job->timeout_ms,
+						 GUARD_SUBTRANSACTION, CurrentMemoryContext, &edata) == RESOLVER_OK)
 		Assert(alone.row_visible == job->row_visible && alone.old_visible == job->old_visible);
 }
 #else

@@ -193,8 +193,8 @@ rls_ask_many(RlsJob *job)
 		e->answers->n = 0;
 		return false;
 	}
-	if (resolver_guarded(ask_set, job, "policy", bare_rights(job->rights), job->timeout_ms, false,
-						 CurrentMemoryContext, &edata) != RESOLVER_OK)
+	if (resolver_guarded(ask_set, job, "policy", bare_rights(job->rights), job->timeout_ms,
+						 GUARD_SUBTRANSACTION, CurrentMemoryContext, &edata) != RESOLVER_OK)
 	{
 		e->answers->n = 0;
 		set_note_error(set);

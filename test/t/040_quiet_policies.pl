@@ -72,7 +72,7 @@ push @attacks, split /\n/, $node->safe_psql('postgres', <<'SQL');
 SELECT format('%s subdispatch.%I(%s)', CASE prokind WHEN 'p' THEN 'CALL' ELSE 'SELECT' END, proname,
   (SELECT string_agg('NULL::' || format_type(t, NULL), ', ' ORDER BY n) FROM unnest(proargtypes::oid[]) WITH ORDINALITY x(t, n)))
 FROM pg_proc WHERE pronamespace = 'subdispatch'::regnamespace AND prorettype <> 'trigger'::regtype
-  AND proname !~ '^(list_.*|show_.*|debug_.*|metrics|health|explain_delivery|publish|grant_channel|revoke_channel)$' ORDER BY 1
+  AND proname !~ '^(list_.*|show_.*|debug_.*|metrics|health|explain_delivery|subscription|publish|grant_channel|revoke_channel)$' ORDER BY 1
 SQL
 push @attacks, "SELECT subdispatch.publish('wanted', '1')", "SELECT subdispatch.grant_channel('x', 'victim', 'publish')", "SELECT subdispatch.revoke_channel('*', 'victim', 'publish')";
 foreach my $attack (@attacks)
