@@ -114,7 +114,10 @@ my @ids = $redis->cli('--raw', 'XRANGE', $stream, '-', '+') =~ /^(\d+-\d+)$/mg;
 is($redis->cli('XDEL', $stream, $ids[-2]), '1', 'one is taken away');
 kill 'CONT', $pid;
 dispatched($b);
-like($b->safe_psql('postgres', "SELECT string_agg(r, ' ') FROM subdispatch.next_responses('s', 10) r"), qr/^.*"data":5.*"data":7.*"dropped":null/, 'one that was taken away is missed');
+# it is found while the one before may still be queued, and then told with that
+my $told = $b->safe_psql('postgres', "SELECT string_agg(r, ' ') FROM subdispatch.next_responses('s', 10) r");
+like($told, qr/^.*"data":5.*"data":7/, 'what is there arrives');
+is(scalar(() = $told =~ /"dropped":null/g), 1, 'one that was taken away is missed');
 is(stat_of($b, 'bus_gaps'), '1', 'and counted');
 
 # A server that starts anew knows what had been sent before.
