@@ -23,12 +23,12 @@
  */
 #include "postgres.h"
 
-#include "pgstat.h"
+#include "storage/latch.h"
 #include "utils/wait_event.h"
 
 #include "dispatcher.h"
 
-#define GATHER_US		1000
+#define GATHER_MS		1
 #define GATHER_COMMITS	4		/* in progress */
 #define GATHER_BLOCKS	3		/* done with since it was last asked */
 #define GATHER_ENOUGH	64		/* events that do not wait for others */
@@ -40,8 +40,9 @@ more_to_come(SdDatabase *db, uint32 blocks_done)
 }
 
 /*
- * Called after events were dispatched and before more are looked for.  Signals
- * end the sleep early or are seen to after it.  Cannot fail.
+ * Called after events were dispatched and before more are looked for.  Waits
+ * without its latch, which others so need not set for it; signals are seen to
+ * afterwards.  Ends the process if the postmaster is gone.
  */
 void
 gather_events(SdDatabase *db, int dispatcher)
@@ -54,7 +55,5 @@ gather_events(SdDatabase *db, int dispatcher)
 		pg_atomic_read_u64(&me->queue_events) >= GATHER_ENOUGH ||
 		!more_to_come(db, blocks_done))
 		return;
-	pgstat_report_wait_start(PG_WAIT_EXTENSION);
-	pg_usleep(GATHER_US);
-	pgstat_report_wait_end();
+	(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, GATHER_MS, PG_WAIT_EXTENSION);
 }
