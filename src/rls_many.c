@@ -33,11 +33,7 @@ typedef struct RlsAnswers
 } RlsAnswers;
 
 /* Fewer are not worth the rows that stand for them. */
-#ifdef USE_ASSERT_CHECKING
 #define FEWEST	2
-#else
-#define FEWEST	3
-#endif
 
 /* As which identity's the attempt counts: nobody's, since serials begin at 1. */
 #define OF_MANY	PG_UINT64_MAX
@@ -173,35 +169,45 @@ bare_rights(const SdRights *rights)
 	return bare;
 }
 
+/* Runs the query for those that were collected; false if it told nothing. */
+static bool
+run_set(RlsJob *job, RlsSet *set)
+{
+	ErrorData  *edata = NULL;
+	Attempt		attempt;
+	bool		ok;
+
+	/* collecting may have had the identities' rights made anew */
+	job->rights = visible_rights(job->identity);
+	if (!attempt_code(job->e, OF_MANY, &attempt))
+		return false;
+	ok = resolver_guarded(ask_set, job, "policy", bare_rights(job->rights), job->timeout_ms,
+						  GUARD_SUBTRANSACTION, CurrentMemoryContext, &edata) == RESOLVER_OK;
+	attempt_code_ended(&attempt);
+	if (!ok)
+		set_note_error(set);
+	if (edata)
+		FreeErrorData(edata);
+	return ok;
+}
+
 bool
 rls_ask_many(RlsJob *job)
 {
 	RlsSet	   *set = job->entry && job->table ? job->entry->plan->set : NULL;
 	DispatchEvent *e = job->e;
-	ErrorData  *edata = NULL;
-	Attempt		attempt;
 
 	if (find_answer(e, job->identity->serial, &job->row_visible, &job->old_visible))
 		return true;
-	if (set == NULL || job->settings || e->npeers < FEWEST || !set_usable(set) ||
-		collect_peers(job, set_identities(set)) < FEWEST || !set_usable(set))
+	if (set == NULL || job->settings || e->npeers < FEWEST || !set_usable(set))
 		return false;
-	/* collecting may have had the identities' rights made anew */
-	job->rights = visible_rights(job->identity);
-	if (!attempt_code(e, OF_MANY, &attempt))
+	if (collect_peers(job, set_identities(set)) < FEWEST || !set_usable(set) ||
+		!run_set(job, set))
 	{
+		/* who was collected has no answer */
 		e->answers->n = 0;
 		return false;
 	}
-	if (resolver_guarded(ask_set, job, "policy", bare_rights(job->rights), job->timeout_ms,
-						 GUARD_SUBTRANSACTION, CurrentMemoryContext, &edata) != RESOLVER_OK)
-	{
-		e->answers->n = 0;
-		set_note_error(set);
-		if (edata)
-			FreeErrorData(edata);
-	}
-	attempt_code_ended(&attempt);
 	elog(DEBUG2, "policies of %d identities were asked by one query", e->answers->n);
 	return find_answer(e, job->identity->serial, &job->row_visible, &job->old_visible);
 }

@@ -604,5 +604,31 @@ is($node->safe_psql('postgres', "SET ROLE m_gateway; SELECT count(*), count(DIST
 	'398|199|f', "an error costs only the identity whose policies raise it");
 $node->safe_psql('postgres', "ALTER SYSTEM RESET log_min_messages; SELECT pg_reload_conf()");
 
+# Two of a role, one of whom cannot be asked together with others: each has an answer of his own, whoever comes first.
+foreach my $first ('2', 'none')
+{
+	my $second = $first eq '2' ? 'none' : '2';
+	my $both = join ', ', map { "subdispatch.subscribe('two', id => '$_', run_as => 'm_member', consumer => 'two', settings => '{\"app.tenant\": \"$_\"}')" } $first, $second;
+	$node->safe_psql('postgres', <<SQL);
+SET client_min_messages = warning;
+CREATE TABLE m.two (id int PRIMARY KEY, tenant int);
+ALTER TABLE m.two ENABLE ROW LEVEL SECURITY;
+CREATE POLICY p ON m.two USING (EXISTS (SELECT FROM m.plain_members x WHERE x.tenant = two.tenant AND x.claim = (current_setting('app.tenant')::int)::text));
+GRANT SELECT ON m.two TO m_group;
+CREATE TRIGGER changed AFTER INSERT ON m.two FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('two');
+SET ROLE m_gateway;
+SELECT $both;
+SQL
+	foreach my $id (1 .. 2)
+	{
+		$node->safe_psql('postgres', "INSERT INTO m.two VALUES ($id, 2)");
+		dispatched($node);
+	}
+	is($node->safe_psql('postgres', "SET ROLE m_gateway; SELECT string_agg(subscription_id, ' ') FROM subdispatch.poll('two', 100)"),
+		'2 2', "who may see it, beside one whose setting is none, who subscribed " . ($first eq '2' ? 'later' : 'before'));
+	$node->safe_psql('postgres', "SET ROLE m_gateway; SELECT subdispatch.close_consumer('two')");
+	$node->safe_psql('postgres', 'DROP TABLE m.two');
+}
+
 $node->stop;
 done_testing();
