@@ -312,6 +312,8 @@ step_dispatch(void)
 		end_step();
 		return false;
 	}
+	/* what is missing before an event in hand was noted before that was linked */
+	dispatch_gaps(my_db, my_index);
 	report_running(true);
 	pg_atomic_write_u32(&self()->busy, 1);
 	worked = dispatch_inhand(my_db, my_index);

@@ -389,6 +389,8 @@ finish(void)
 	{
 		for (late = copies_find_late(&tx); late != 0; late &= late - 1)
 			blocks_add_late(&tx, pg_rightmost_one_pos32(late));
+		/* before others' events can follow it */
+		copies_count_gaps(&tx);
 		if (dlist_is_empty(&tx.blocks))
 			bus_give_back_ticket(tx.db);
 		else
@@ -398,7 +400,6 @@ finish(void)
 			if (tx.by_redis)
 				redis_want_worker(tx.db);
 		}
-		copies_count_gaps(&tx);
 	}
 	forget_all();
 }

@@ -94,9 +94,40 @@ read_tell_break(uint64 id)
 	read_tell_gap(NULL);
 }
 
+static bool
+tells_gap(const Item *item)
+{
+	switch (item->verdict)
+	{
+		case ENTRY_BAD:
+		case ENTRY_REPEATED:
+			return false;
+		case ENTRY_OLD:
+			/* who did not wait until we had looked back does not get it */
+			return item->ev != NULL || item->unusable;
+		case ENTRY_GOOD:
+			break;
+	}
+	return item->gap || item->unusable || item->entry.kind == BUS_GAP;
+}
+
+/*
+ * What is missing where the item stands, or before it.  Told before it is
+ * linked, so that nobody gets what follows without having been told.
+ */
+static void
+tell_gaps(const Item *item)
+{
+	/* once: what finds no room is linked again */
+	if (item->verdict == ENTRY_GOOD && item->gap && bus_self()->broken_before != item->id)
+		read_tell_break(item->id);
+	if (item->verdict == ENTRY_OLD || item->unusable || item->entry.kind == BUS_GAP)
+		tell_gap_of(item);
+}
+
 /* ---- linking ---- */
 
-/* What there is to be told and counted of an entry that was passed. */
+/* What there is to be counted of an entry that was passed. */
 static void
 settle(const Item *item)
 {
@@ -109,25 +140,14 @@ settle(const Item *item)
 			stats_add(&bus_db->stats, SD_STAT_BUS_REPEATED, 1);
 			return;
 		case ENTRY_OLD:
-			/* who did not wait until we had looked back does not get it */
-			if (item->ev != NULL || item->unusable)
-				tell_gap_of(item);
 			return;
 		case ENTRY_GOOD:
 			break;
 	}
-	if (item->gap)
-		read_tell_break(item->id);
 	if (item->entry.kind == BUS_GAP)
-	{
-		tell_gap_of(item);
 		return;
-	}
 	if (item->unusable)
-	{
-		tell_gap_of(item);
 		stats_add(&bus_db->stats, SD_STAT_BAD_ENVELOPES, 1);
-	}
 	stats_add(&bus_db->stats, SD_STAT_BUS_RECEIVED, 1);
 }
 
@@ -139,14 +159,13 @@ is_numbered(const Item *item)
 }
 
 /*
- * Links the items that are to be linked, and moves on past those before the
- * first one that found no room.  Returns how many are behind us.  Cannot fail,
- * nor be interrupted.
+ * Links those of the items that are to be linked, and moves on past those before
+ * the first one that found no room.  Returns how many are behind us.  Cannot
+ * fail, nor be interrupted.
  */
 static int
-link_items(Item *from, int n)
+link_run(Item *from, int n)
 {
-	static SdBusProgress ahead;
 	SdBus	   *bus = bus_self();
 	static SdNumbered numbered[LINK_AT_ONCE];
 	uint32		nnumbered = 0;
@@ -154,11 +173,8 @@ link_items(Item *from, int n)
 	int			done = 0;
 
 	HOLD_INTERRUPTS();
-	/* what will be good, if all find room */
-	ahead = bus->progress;
 	for (int i = 0; i < n; i++)
 	{
-		progress_advance(&ahead, &from[i]);
 		if (!is_numbered(&from[i]))
 			continue;
 		/* of an old one only the id counts */
@@ -178,6 +194,30 @@ link_items(Item *from, int n)
 		done++;
 	}
 	RESUME_INTERRUPTS();
+	return done;
+}
+
+/* The same, but first decides what they are, and tells what is missing between them. */
+static int
+link_items(Item *from, int n)
+{
+	static SdBusProgress ahead;
+	int			done = 0;
+	int			end;
+
+	ahead = bus_self()->progress;
+	for (int i = 0; i < n; i++)
+		progress_advance(&ahead, &from[i]);
+	if (n == 0)
+		return 0;
+	do
+	{
+		for (end = done + 1; end < n && !tells_gap(&from[end]);)
+			end++;
+		if (tells_gap(&from[done]))
+			tell_gaps(&from[done]);
+		done += link_run(from + done, end - done);
+	} while (done == end && done < n);
 	return done;
 }
 
