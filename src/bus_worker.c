@@ -12,7 +12,8 @@
  * It has two connections, since the one that reads waits inside Redis, and a
  * third one while it reads again what those missed who resume: redis_send.c,
  * redis_read.c and redis_range.c have a turn each, again and again.  An error in
- * a turn ends the connections, not the process.
+ * a turn ends the connections, not the process (worker.c): for a second it does
+ * nothing but to see whether it is still wanted.
  *
  * It goes on while anybody subscribes or anything is queued, also when
  * event_bus is changed: what was published goes its way.  But when the extension
@@ -29,22 +30,13 @@
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "common/hashfn.h"
-#include "libpq/pqsignal.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "postmaster/bgworker.h"
-#include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
-#include "storage/pmsignal.h"
-#include "storage/procsignal.h"
-#include "storage/sinval.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/ps_status.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -54,19 +46,21 @@
 #include "redis_bus.h"
 #include "replay.h"
 #include "shmem.h"
+#include "worker.h"
 
 #define LONGEST_WAIT		1000	/* ms */
 #define HELD_BACK_WAIT		1	/* ms; as in dispatcher.c */
 #define ROOM_WAIT			5	/* ms; room in a queue is not announced to us */
 #define READS				8	/* steps of reading in a turn */
 #define RETIRE_INTERVAL		SD_SECOND
-#define STATS_INTERVAL		SD_SECOND
-#define ERROR_WAIT			1000	/* ms, after an error */
+#define ERROR_WAIT			SD_SECOND	/* after an error */
 
 /* Of what is logged about entries: ten at once, then one every ten seconds. */
 #define LOG_RATE			0.1
 #define LOG_BURST			10
 #define REPEAT_INTERVAL		(60 * SD_SECOND)	/* of the same trouble in the log */
+
+#define STEP_TURN			1
 
 #define MAX_KEY				(512 + NAMEDATALEN)
 
@@ -74,10 +68,10 @@ SdDatabase *bus_db = NULL;
 char		bus_stream[MAX_KEY];
 char		bus_state_key[MAX_KEY];
 
-static MemoryContext loop_context;
 static TokenBucket entry_log;
 static uint32 not_logged = 0;
 static TimestampTz next_retire = 0;
+static bool left_out = false;	/* the turn, after an error */
 static WaitEventSet *wait_set = NULL;
 
 #define NLINKS				3
@@ -220,7 +214,7 @@ name_keys(void)
 	snprintf(bus_stream, MAX_KEY, "%s{%s}:events", subdispatch_redis_key_prefix, database ? database : "");
 	snprintf(bus_state_key, MAX_KEY, "%s{%s}:state", subdispatch_redis_key_prefix, database ? database : "");
 	CommitTransactionCommand();
-	MemoryContextSwitchTo(loop_context);
+	MemoryContextSwitchTo(worker_context);
 
 	hash = hash_bytes_extended((unsigned char *) bus_stream, strlen(bus_stream), 0);
 	if (bus_self()->stream_hash != hash)
@@ -237,19 +231,8 @@ extension_exists(void)
 	StartTransactionCommand();
 	result = OidIsValid(get_extension_oid(SD_EXTENSION, true));
 	CommitTransactionCommand();
-	MemoryContextSwitchTo(loop_context);
+	MemoryContextSwitchTo(worker_context);
 	return result;
-}
-
-static void
-show_database_name(void)
-{
-	char	   *name;
-
-	StartTransactionCommand();
-	name = get_database_name(MyDatabaseId);
-	init_ps_display(psprintf("subdispatch bus of database %s", name ? name : "?"));
-	CommitTransactionCommand();
 }
 
 static void
@@ -262,31 +245,9 @@ at_exit(int code, Datum arg)
 
 /* An error in here ends the process; the launcher tries again, ever later. */
 static void
-set_up(Datum arg)
+set_up(void)
 {
-	int			place = DatumGetInt32(arg);
-	Oid			dboid;
-
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-
-	bus_db = &sd_shared->databases[place / SD_PLACES];
-	dboid = place_take(bus_db, SD_BUS_PLACE);
-	if (!OidIsValid(dboid))
-		proc_exit(0);
-	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
-	shmem_attach();
-	SetConfigOption("application_name", "subdispatch bus", PGC_USERSET, PGC_S_OVERRIDE);
-	SetConfigOption("statement_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE);
-	SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_USERSET, PGC_S_OVERRIDE);
 	image_text_init();
-	show_database_name();
-	pgstat_report_activity(STATE_IDLE, NULL);
-
-	loop_context = AllocSetContextCreate(TopMemoryContext, "subdispatch bus loop",
-										 ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(loop_context);
 	ratelimit_init(&entry_log, LOG_RATE, LOG_BURST, GetCurrentTimestamp());
 	name_sender();
 	name_keys();
@@ -299,15 +260,6 @@ set_up(Datum arg)
 	before_shmem_exit(at_exit, 0);
 	pg_atomic_write_u32(&bus_self()->state, SD_BUS_CONNECTING);
 	bus_place()->started_at = GetCurrentTimestamp();
-}
-
-static void
-show_running(void)
-{
-	if (likely(pg_atomic_read_u32(&bus_place()->state) == SD_WORKER_RUNNING))
-		return;
-	pg_atomic_write_u32(&bus_place()->state, SD_WORKER_RUNNING);
-	ConditionVariableBroadcast(&bus_db->changed);
 }
 
 /* ---- wait_dispatched() ---- */
@@ -428,23 +380,6 @@ reload(void)
 	name_keys();
 }
 
-static void
-handle_requests(void)
-{
-	if (ProcDiePending)
-		proc_exit(0);
-	if (!PostmasterIsAlive())
-		proc_exit(1);
-	CHECK_FOR_INTERRUPTS();
-	if (catchupInterruptPending)
-		ProcessCatchupInterrupt();
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		reload();
-	}
-}
-
 /* Returns whether there is more to be done at once. */
 static bool
 turn(void)
@@ -452,13 +387,14 @@ turn(void)
 	TimestampTz now;
 	bool		more;
 
-	place_leave_if_not_wanted();
-	show_running();
+	left_out = !worker_begin(STEP_TURN);
+	if (left_out)
+		return false;
 	begin_sync();
 	(void) bus_sequence(bus_db, SD_BUS_PLACE);
 	/* somebody waits for what comes, and it is to keep up with what goes */
 	for (int i = 0; (more = read_turn()) && i < READS; i++)
-		handle_requests();
+		worker_handle_requests();
 	send_turn();
 	more |= range_turn();
 	answer_sync();
@@ -478,7 +414,7 @@ turn(void)
 		if (RecoveryInProgress())
 			look_at_name();
 	}
-	MemoryContextReset(loop_context);
+	worker_end();
 	return more;
 }
 
@@ -495,6 +431,8 @@ wait_time(void)
 {
 	long		timeout = LONGEST_WAIT;
 
+	if (left_out)
+		return timeout;
 	timeout = sooner(timeout, link_wait_ms(&send_link));
 	if (read_waits_for_room())
 		timeout = Min(timeout, ROOM_WAIT);
@@ -559,21 +497,8 @@ make_wait_set(const uint32 *interest, int *positions)
 	}
 }
 
-/* Of transactions and tables: not each time, as others have to be locked out. */
 static void
-report_stats(void)
-{
-	static TimestampTz next = 0;
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (now < next)
-		return;
-	next = now + STATS_INTERVAL;
-	pgstat_report_stat(true);
-}
-
-static void
-wait_for_work(void)
+wait_for_work(long timeout)
 {
 	uint32		interest[NLINKS];
 	int			positions[NLINKS];
@@ -582,50 +507,35 @@ wait_for_work(void)
 	for (int i = 0; i < NLINKS; i++)
 		interest[i] = wants(links[i]);
 	make_wait_set(interest, positions);
-	report_stats();
-	(void) WaitEventSetWait(wait_set, wait_time(), events, lengthof(events), PG_WAIT_EXTENSION);
+	(void) WaitEventSetWait(wait_set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
 }
 
-/* An error came out of a turn: back to the state between two turns. */
 static void
-recover(void)
+failed(void)
 {
-	error_context_stack = NULL;
-	HOLD_INTERRUPTS();
-	disable_all_timeouts(false);
-	QueryCancelPending = false;
-	EmitErrorReport();
-	LWLockReleaseAll();
-	ConditionVariableCancelSleep();
-	pgstat_report_wait_end();
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(loop_context);
-	FlushErrorState();
-	MemoryContextReset(loop_context);
 	send_reset();
 	read_reset();
 	range_reset();
 	bus_report("an error in the bus worker, which the server's log tells");
 	stats_add(&bus_db->stats, SD_STAT_DISPATCH_ERRORS, 1);
-	RESUME_INTERRUPTS();
-	(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ERROR_WAIT, PG_WAIT_EXTENSION);
 }
 
 void
 subdispatch_bus_main(Datum arg)
 {
-	sigjmp_buf	buffer;
+	static const Worker bus_worker = {
+		.name = "subdispatch bus",
+		.retry_first = ERROR_WAIT,
+		.retry_again = ERROR_WAIT,
+		.reload = reload,
+		.turn = turn,
+		.wait_time = wait_time,
+		.wait = wait_for_work,
+		.failed = failed
+	};
 
-	set_up(arg);
-	if (sigsetjmp(buffer, 1) != 0)
-		recover();
-	PG_exception_stack = &buffer;
-
-	for (;;)
-	{
-		ResetLatch(MyLatch);
-		handle_requests();
-		if (!turn())
-			wait_for_work();
-	}
+	pqsignal(SIGTERM, die);
+	bus_db = worker_start(&bus_worker, DatumGetInt32(arg));
+	set_up();
+	worker_loop();
 }

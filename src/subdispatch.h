@@ -20,8 +20,9 @@
  *	                  redis_entry.c, redis_progress.c, bus_batch.c, bus_mac.c, bus_own.c,
  *	                  redis_script.c, redis_link.c, redis_conn.c and
  *	                  redis_net.c (connections), redis_url.c
- *	  dispatcher.c    a dispatcher's life: latch loop, errors, housekeeping
- *	                  (dispatcher_place.c: when one starts and ends,
+ *	  dispatcher.c    a dispatcher's life: what it does in turn, housekeeping
+ *	                  (worker.c: the loop and its errors, the bus worker's, too;
+ *	                  dispatcher_place.c: when one starts and ends,
  *	                  gather.c: when it lets events gather)
  *	  dispatch.c      one batch: transactions, errors, attempts
  *	  history.c       dispatched events, kept for those who come back
