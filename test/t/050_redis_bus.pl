@@ -34,6 +34,14 @@ is($a->safe_psql('postgres', "SELECT subdispatch.health() ->> 'status'"), 'ok', 
 is($a->safe_psql('postgres', "SELECT application_name, backend_type FROM pg_stat_activity WHERE backend_type = 'subdispatch bus'"),
 	'subdispatch bus|subdispatch bus', 'pg_stat_activity, too');
 
+# Between statements there is nothing to cancel: its connections stay.
+my $connections = $a->safe_psql('postgres', "SELECT bus_connections FROM subdispatch.stats");
+$a->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'subdispatch bus'");
+$a->safe_psql('postgres', "SELECT subdispatch.publish('elsewhere', '1')");
+ok(dispatched($a), 'a bus worker that was cancelled goes on');
+is($a->safe_psql('postgres', "SELECT bus_connections, dispatch_errors FROM subdispatch.stats"), "$connections|0", 'as if nothing had been');
+results($_, 'star') foreach $a, $b;
+
 # An event, whole.
 $a->safe_psql('postgres', "SELECT subdispatch.publish('c', '{\"a\": 18446744073709551617}', 'Type', 'corr', 'fed')");
 is(results($a, 's'), '{"a": 18446744073709551617}', 'an event comes back to its own server, exactly');
