@@ -39,6 +39,22 @@ extern void bus_give_back_ticket(SdDatabase *db);
 extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events,
 					 const SdPosition *commit);
 
+/* ---- memory bus: dispatcher ---- */
+
+/* Returns whether this dispatcher has something in hand. */
+extern bool bus_sequence(SdDatabase *db, int dispatcher);
+extern void bus_done(SdDatabase *db, int dispatcher, SdBlock *block);
+extern void bus_link_with_ids(SdDatabase *db, dlist_head *blocks, uint64 first, uint64 last);
+
+/* Empties a database's queues: its subscriptions are gone. */
+extern void bus_clear(SdDatabase *db, bool all);
+
+/* ---- ids (bus_id.c) ---- */
+
+/* The first of n, for events that are dispatched, or sent; caller holds order_lock. */
+extern uint64 bus_next_ids(SdDatabase *db, uint32 n, uint64 now);
+extern uint64 bus_next_numbers(SdDatabase *db, uint32 n);
+
 /*
  * An id above all that were given by now, and not above any that will be.  No
  * event has it, except with the Redis bus.  Takes order_lock.
@@ -57,15 +73,7 @@ extern bool bus_skip_ids(SdDatabase *db, uint64 id, uint64 *last);
  */
 extern void bus_note_elsewhere(SdDatabase *db, uint64 id);
 
-/* ---- memory bus: dispatcher ---- */
-
-/* Returns whether this dispatcher has something in hand. */
-extern bool bus_sequence(SdDatabase *db, int dispatcher);
-extern void bus_done(SdDatabase *db, int dispatcher, SdBlock *block);
-extern void bus_link_with_ids(SdDatabase *db, dlist_head *blocks, uint64 first, uint64 last);
-
-/* Empties a database's queues: its subscriptions are gone. */
-extern void bus_clear(SdDatabase *db, bool all);
+/* ---- waiting (bus_wait.c) ---- */
 
 /* Waits until what is committed now is dispatched; false on timeout. */
 extern bool bus_wait_dispatched(SdDatabase *db, int64 timeout_us);

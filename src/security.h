@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * security.h
- *	  As whom user code runs in a dispatcher, and with which settings.
+ *	  As whom user code runs in a dispatcher (security.c), and with which
+ *	  settings (rights.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -80,6 +81,11 @@ extern bool security_entered(void);
 extern bool security_role_exists(Oid role);
 extern bool security_may_become(Oid owner, Oid role);
 
+/* Raises the error that entering these rights would raise. */
+extern void security_try_settings(const SdRights *rights);
+
+/* ---- rights.c ---- */
+
 /*
  * Settings of an identity, always in canonical form: an object of strings,
  * keys spelled as in context_settings, in jsonb's order.
@@ -88,13 +94,11 @@ extern bool security_may_become(Oid owner, Oid role);
  * check:	the canonical form of what a user gave; raises 42501 for a key that
  *			context_settings does not list and 22023 for a value that no
  *			setting can have.
- * try:		raises the error that entering these rights would raise.
  * make:	canonical settings as rights: those context_settings lists, with
  *			NULL for what isn't given.  Allocated in CurrentMemoryContext.
  */
 extern Jsonb *security_capture_settings(const char *context_settings);
 extern Jsonb *security_check_settings(Jsonb *settings, const char *context_settings);
-extern void security_try_settings(const SdRights *rights);
 extern SdRights *security_make_rights(Oid role, Jsonb *settings, const char *context_settings);
 
 /* Is it one that subdispatch.context_settings lists? */

@@ -10,7 +10,7 @@
  *	                  publish_copies.c: whom events concern; publish_blocks.c:
  *	                  how they lie in shared memory)
  *	  bus_memory.c    the queue in shared memory: tickets, order, room
- *	                  (bus_wait.c: wait_dispatched())
+ *	                  (bus_id.c: ids; bus_wait.c: wait_dispatched())
  *	  bus_notify.c    the other way in: NOTIFY (envelope.c), and the
  *	                  dispatcher's side of it: bus_listen.c, bus_receive.c
  *	  bus_redis.c     and through Redis: what publishers and others see of it;
@@ -44,7 +44,7 @@
  *	                  rls_cache.c, rls_plan.c, rls_run.c, rls_split.c,
  *	                  rls_many.c, rls_set.c), context.c (security contexts)
  *	  match.c         filters (match_compile.c, match_node.c: making them)
- *	  security.c      as whom user code runs
+ *	  security.c      as whom user code runs (rights.c: with which settings)
  *	  resolver.c      one call of a resolver, its time limit (pytimeout.c)
  *	  payload.c       who shares a call, and the payload that comes of it
  *	  response.c      the bytes of a message
