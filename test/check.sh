@@ -170,7 +170,8 @@ suites() {
 			;;
 		tap)
 			if ! compgen -G 'test/t/*.pl' >/dev/null; then none tap; continue; fi
-			run_suite tap "$build" tmp_check "${mk[@]}" tapcheck "PROVE_FLAGS=--timer ${PROVE_FLAGS:-}" \
+			# they wait more than they compute
+			run_suite tap "$build" tmp_check "${mk[@]}" tapcheck "PROVE_FLAGS=--timer -j $(($(nproc) < 4 ? 2 : 4)) ${PROVE_FLAGS:-}" \
 				${PROVE_TESTS:+"PROVE_TESTS=$PROVE_TESTS"}
 			;;
 		regress | isolation)
