@@ -55,12 +55,13 @@ like($whole, qr/"federation_id": "fed"/, 'its federation');
 is(results($b, 'event'), $whole, 'and the same id on both');
 
 # Commit rules.
+my $entries = $redis->cli('XLEN', 'subdispatch:{postgres}:events');
 $a->safe_psql('postgres', "BEGIN; SELECT subdispatch.publish('c', '\"lost\"'); ROLLBACK");
 $a->safe_psql('postgres', "BEGIN; SELECT subdispatch.publish('c', '1'); SAVEPOINT s; SELECT subdispatch.publish('c', '\"lost\"'); ROLLBACK TO s; SELECT subdispatch.publish('c', '2'); COMMIT");
 $b->safe_psql('postgres', "SELECT subdispatch.publish('c', '3')");
 dispatched($b);
 is(results($_, 's'), '1 2 3', 'what rolls back is not sent; on ' . $_->name) foreach $a, $b;
-is($redis->cli('XLEN', 'subdispatch:{postgres}:events'), '4', 'in Redis a transaction is an entry');
+is($redis->cli('XLEN', 'subdispatch:{postgres}:events') - $entries, 2, 'in Redis a transaction is an entry');
 unlike($redis->cli('--raw', 'XRANGE', 'subdispatch:{postgres}:events', '-', '+'), qr/lost/, 'and what was rolled back is not there');
 
 # Large ones, many in one transaction, and many small ones at the same time from both.
