@@ -124,4 +124,30 @@ SELECT subdispatch.close_consumer('g') AS two, subdispatch.close_consumer('g') A
 SELECT tst.sqlstate($$SELECT * FROM subdispatch.poll('g')$$) AS poll, tst.sqlstate($$SELECT subdispatch.next_response('d6')$$) AS next_response;
 SELECT subdispatch.open_consumer('g') AS fresh;
 SELECT tst.clean();
+
+-- The memory for rows is used again, however a query ends; who reads while another's query is not done has memory of his own.
+SELECT subdispatch.subscribe('c', id => 'm', consumer => 'g'), subdispatch.subscribe('c', id => 'n', consumer => 'h');
+SELECT count(subdispatch.publish('c', to_jsonb(repeat('x', 2000) || n)) IS NULL) FROM generate_series(1, 900) n;
+SELECT tst.dispatched();
+DO $$ BEGIN
+  FOR i IN 1..8 LOOP
+    BEGIN
+      PERFORM 1 / (count(*) - 100) FROM subdispatch.poll('g', 100);
+      RAISE 'no error';
+    EXCEPTION WHEN division_by_zero THEN NULL;
+    END;
+  END LOOP;
+END $$;
+SELECT count(*) AS h FROM subdispatch.poll('h', 800);
+SELECT name, total_bytes < 1200000 AS no_more_than_kept FROM pg_backend_memory_contexts WHERE name = 'subdispatch rows';
+BEGIN;
+DECLARE x CURSOR FOR SELECT (g.response::jsonb #>> '{payload,data}') = (h.response::jsonb #>> '{payload,data}') AS same, g.ordinality
+  FROM subdispatch.poll('g', 50) WITH ORDINALITY g JOIN subdispatch.poll('h', 50) WITH ORDINALITY h USING (ordinality);
+FETCH 1 FROM x;
+SELECT count(*), min(response::jsonb #>> '{payload,data}') = repeat('x', 2000) || '851' AS first FROM subdispatch.poll('g', 1000);
+MOVE 48 IN x;
+FETCH ALL FROM x;
+COMMIT;
+SELECT count(*), max(response::jsonb #>> '{payload,data}') = repeat('x', 2000) || '900' AS last FROM subdispatch.poll('h', 1000);
+SELECT tst.clean();
 DROP FUNCTION tst.message;

@@ -22,6 +22,7 @@
 
 #include "reader.h"
 #include "response.h"
+#include "rows.h"
 #include "sqlfuncs.h"
 #include "subscription.h"
 
@@ -189,7 +190,7 @@ subdispatch_next_responses(PG_FUNCTION_ARGS)
 	deadline = arg_deadline(fcinfo, 2);
 	if (deadline != 0)
 		refuse_in_resolver("a read that waits");
-	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	rows_begin(fcinfo);
 	batch = reader_batch();
 	while (max > 0 && !ended)
 	{
@@ -357,7 +358,7 @@ poll_rows(FunctionCallInfo fcinfo, bool shared, PutRow put)
 	sd_require_preload();
 	refuse_in_policy();
 	get_poll_args(fcinfo, shared, &poll, &deadline);
-	InitMaterializedSRF(fcinfo, 0);
+	rows_begin(fcinfo);
 	batch = reader_batch();
 	do
 	{

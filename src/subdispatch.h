@@ -54,8 +54,8 @@
  *	  gaps.c          telling streams that something is missing
  *	  cursor.c        a reader's place in a stream, overflow, losses
  *	  reader.c        reading and waiting (consumer_read.c: a consumer's turns,
- *	                  ack.c: what it has not acknowledged; sqlread.c, sqlawait.c:
- *	                  the SQL functions)
+ *	                  ack.c: what it has not acknowledged; sqlread.c, sqlawait.c,
+ *	                  rows.c: the SQL functions)
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)
  *	  ending.c        how subscriptions end (sweep.c: those nobody polls)
  *	  registry.c      the channels, streams, identities they are made of

@@ -128,6 +128,8 @@ open_publisher(Job *job)
 		return;
 	}
 	job->conn = db_connect();
+	/* else each execution is planned: the number of rows would be worth it */
+	db_do(job->conn, "SET plan_cache_mode = force_generic_plan");
 	db_prepare(job->conn, "publish",
 			   job->per_transaction == 1 ? publish_one_statement(job->way) : publish_statement(job->way));
 	if (!PQenterPipelineMode(job->conn))
