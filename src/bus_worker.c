@@ -62,6 +62,8 @@
 
 #define STEP_TURN			1
 
+#define LATCH_POSITION		0	/* in the wait set */
+
 #define MAX_KEY				(512 + NAMEDATALEN)
 
 SdDatabase *bus_db = NULL;
@@ -497,9 +499,14 @@ make_wait_set(const uint32 *interest, int *positions)
 	}
 }
 
+/*
+ * Without its latch nobody has to send a signal to set it; one that comes is
+ * seen to when the moment is over.
+ */
 static void
 wait_for_work(long timeout)
 {
+	bool		gathers = send_gathers();
 	uint32		interest[NLINKS];
 	int			positions[NLINKS];
 	WaitEvent	events[2 + NLINKS];
@@ -507,7 +514,9 @@ wait_for_work(long timeout)
 	for (int i = 0; i < NLINKS; i++)
 		interest[i] = wants(links[i]);
 	make_wait_set(interest, positions);
-	(void) WaitEventSetWait(wait_set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
+	ModifyWaitEvent(wait_set, LATCH_POSITION, WL_LATCH_SET, gathers ? NULL : MyLatch);
+	(void) WaitEventSetWait(wait_set, gathers ? Min(GATHER_MS, timeout) : timeout, events, lengthof(events),
+							PG_WAIT_EXTENSION);
 }
 
 static void

@@ -44,7 +44,10 @@ extern void dispatch_gaps(SdDatabase *db, int dispatcher);
 extern uint32 dispatch_blocks_done(void);
 
 /* gather.c: between two batches; may sleep for a moment */
+#define GATHER_MS		1
 extern void gather_events(SdDatabase *db, int dispatcher);
+/* Are more events about to come, after so many blocks were done with together? */
+extern bool gather_expects_more(SdDatabase *db, uint32 blocks_done);
 
 /*
  * catchup.c: a slice of work for those that resume; true if there is more to do.

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * gather.c
- *	  A dispatcher lets events gather while many transactions commit.
+ *	  Workers let events gather while many transactions commit.
  *
  * To sleep after each event and to be woken for the next one costs more than
  * its dispatch, on both sides: the committing backend sends a signal, and the
@@ -17,6 +17,9 @@
  * whoever waits for the answer to one before he sends the next is not held up.
  * It is what commit_delay and commit_siblings do for the WAL.
  *
+ * The bus worker does the same between two batches that it sends, but goes on
+ * reading meanwhile, so it waits in its own manner (redis_send.c).
+ *
  * Takes no lock.
  *
  *-------------------------------------------------------------------------
@@ -28,13 +31,12 @@
 
 #include "dispatcher.h"
 
-#define GATHER_MS		1
 #define GATHER_COMMITS	4		/* in progress */
 #define GATHER_BLOCKS	3		/* done with since it was last asked */
 #define GATHER_ENOUGH	64		/* events that do not wait for others */
 
-static bool
-more_to_come(SdDatabase *db, uint32 blocks_done)
+bool
+gather_expects_more(SdDatabase *db, uint32 blocks_done)
 {
 	return blocks_done >= GATHER_BLOCKS || pg_atomic_read_u32(&db->ntaken) >= GATHER_COMMITS;
 }
@@ -53,7 +55,7 @@ gather_events(SdDatabase *db, int dispatcher)
 	/* Only we put anything in our hand. */
 	if (!dlist_is_empty(&me->inhand) ||
 		pg_atomic_read_u64(&me->queue_events) >= GATHER_ENOUGH ||
-		!more_to_come(db, blocks_done))
+		!gather_expects_more(db, blocks_done))
 		return;
 	(void) WaitLatch(NULL, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, GATHER_MS, PG_WAIT_EXTENSION);
 }

@@ -12,6 +12,9 @@
  * one is under way no small one is sent: what comes meanwhile goes together, as
  * commits share a flush.  Of large ones a few are under way at a time, so that
  * Redis and this process both have work; they are acknowledged in their order.
+ * While many transactions commit the next small one is not sent before GATHER_MS
+ * are over, since a round through Redis and to all readers costs as much for one
+ * event as for a few; whoever commits by himself is not held up (gather.c).
  * When anything fails the connection is given up, and the next one begins with
  * the first event that was not acknowledged.  The script tells the last number
  * that it has: where that is another one than expected (events had arrived that
@@ -35,6 +38,7 @@
 
 #include "bus_batch.h"
 #include "bus_own.h"
+#include "dispatcher.h"
 #include "event_wire.h"
 #include "redis_bus.h"
 #include "redis_script.h"
@@ -75,6 +79,8 @@ static int	batches_under_way = 0;
 static char script_name[41] = "";	/* empty: not loaded on this connection */
 static uint64 next_number;		/* to be sent on this connection */
 static bool out_of_step = false;	/* Redis has another number: see take_reply() */
+static TimestampTz gather_until = 0;	/* from the last batch that was sent on */
+static bool more_expected = false;	/* before that, after what it had */
 
 static MemoryContext batch_context = NULL;	/* a batch that is made */
 static MemoryContext text_context = NULL;	/* an event of it */
@@ -292,6 +298,7 @@ write_batch(BatchWriter *batch, uint64 floor)
 	ask(ASKED_BATCH, last);
 	batches_under_way++;
 	next_number = last + 1;
+	gather_until = GetCurrentTimestamp() + GATHER_MS * INT64CONST(1000);
 }
 
 /* Ids must rise above those that were given here already. */
@@ -306,13 +313,19 @@ id_floor(void)
 	return last + 1;
 }
 
+bool
+send_gathers(void)
+{
+	return (batches_under_way > 0 || more_expected) && GetCurrentTimestamp() < gather_until;
+}
+
 /* Is what there is to be sent worth a batch now? */
 static bool
 is_worth_sending(void)
 {
 	uint64		n = in_hand_from(next_number);
 
-	if (batches_under_way == 0)
+	if (batches_under_way == 0 && !send_gathers())
 		return n > 0;
 	/* each of those under way has about BATCH_BYTES at most */
 	return n >= MANY_EVENTS ||
@@ -370,6 +383,7 @@ acknowledge(uint64 number)
 	SdBus	   *bus = bus_self();
 	dlist_head *inhand = &bus_place()->inhand;
 	uint64		n = 0;
+	uint32		nblocks = 0;
 
 	while (!dlist_is_empty(inhand))
 	{
@@ -385,10 +399,12 @@ acknowledge(uint64 number)
 		if (done < block->nevents)
 			break;
 		bus_done(bus_db, SD_BUS_PLACE, block);
+		nblocks++;
 	}
 	if (bus->marker_number != 0 && bus->marker_number <= number)
 		bus->marker_number = 0;
 	bus->acknowledged = number;
+	more_expected = gather_expects_more(bus_db, nblocks);
 	stats_add(&bus_db->stats, SD_STAT_BUS_SENT, n);
 }
 
@@ -481,6 +497,7 @@ forget_connection(void)
 	script_name[0] = '\0';
 	next_number = bus_self()->acknowledged + 1;
 	out_of_step = false;
+	more_expected = false;
 	sync_asked = sync_known = false;
 }
 
