@@ -33,7 +33,8 @@
  * then; who is behind that finds in the stream what it was about, or the gap.
  * An id proves nothing by itself (it may be of before a FLUSHALL, or none of this
  * group): the one that a client gives must be that of an entry, or be named by
- * the one that follows, otherwise the client is told of a gap.
+ * the one that follows, otherwise the client is told of a gap.  So is one whose
+ * event is of before this server last dispatched any by another bus (elsewhere.c).
  *
  * TIME.  If no window comes within redis_resume_timeout (Redis is away, hangs,
  * does not permit it; memory is short), those who wait are told of a gap and
@@ -49,6 +50,7 @@
 #include "utils/timestamp.h"
 
 #include "backfill.h"
+#include "elsewhere.h"
 #include "history.h"
 #include "shmem.h"
 
@@ -66,6 +68,7 @@ backfill_init(SdDatabase *db, int dispatcher)
 	my_db = db;
 	my_index = dispatcher;
 	history = &db->dispatchers[dispatcher].history;
+	elsewhere_look(db);
 	backfill_end();				/* what a predecessor left */
 }
 

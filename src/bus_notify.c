@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "bus.h"
+#include "elsewhere.h"
 #include "envelope.h"
 #include "grants.h"
 
@@ -100,6 +101,7 @@ void
 notify_publish(const SdEvent *ev)
 {
 	static int64 seq = 0;
+	SdDatabase *db = database_get(true, true);
 	const char *channel = EVENT_CHANNEL(ev);
 	Jsonb	   *data = (Jsonb *) ((char *) ev + ev->data);
 	char		timestamp[MAXDATELEN + 1];
@@ -122,6 +124,11 @@ notify_publish(const SdEvent *ev)
 	append_envelope(&payload, &env);
 	JsonbToCString(&payload, &data->root, VARSIZE(data));
 	check_payload(payload.len);
+	if (db != NULL)
+	{
+		elsewhere_begin(db);
+		elsewhere_note(db);
+	}
 	Async_Notify(channel, payload.data);
 	pfree(payload.data);
 }

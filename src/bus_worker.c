@@ -41,6 +41,7 @@
 #include "utils/wait_event.h"
 
 #include "dispatcher.h"
+#include "elsewhere.h"
 #include "image_text.h"
 #include "ratelimit.h"
 #include "redis_bus.h"
@@ -409,9 +410,7 @@ turn(void)
 	if (now >= next_retire)
 	{
 		next_retire = now + RETIRE_INTERVAL;
-		/* what is published meanwhile goes another way, or nowhere */
-		if (subdispatch_event_bus != SD_BUS_REDIS)
-			bus_note_elsewhere(bus_db, 0);
+		elsewhere_settle(bus_db, now);
 		place_retire_bus(now);
 		if (RecoveryInProgress())
 			look_at_name();

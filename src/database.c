@@ -97,6 +97,9 @@ init_bus(SdBus *bus)
 	pg_atomic_init_u64(&bus->last_needed, 0);
 	pg_atomic_init_u32(&bus->state, SD_BUS_OFF);
 	pg_atomic_init_u64(&bus->not_in_stream, 0);
+	pg_atomic_init_u32(&bus->elsewhere, SD_ELSEWHERE_UNKNOWN);
+	pg_atomic_init_u32(&bus->elsewhere_used, 0);
+	bus->begun_at = GetCurrentTimestamp();
 	pg_atomic_init_u64(&bus->linking, 0);
 	pg_atomic_init_u32(&bus->sync_requests, 0);
 	pg_atomic_init_u32(&bus->sync_done, 0);

@@ -129,6 +129,14 @@ typedef enum SdBusState
 	SD_BUS_WAITING				/* it failed, see "error", and tries again */
 } SdBusState;
 
+/* Is what was published by another bus known beyond the server's life? */
+typedef enum SdElsewhere
+{
+	SD_ELSEWHERE_UNKNOWN,		/* the file was not looked at */
+	SD_ELSEWHERE_CLOSED,
+	SD_ELSEWHERE_OPEN
+} SdElsewhere;
+
 /* Those whose events were read; see redis_read.c. */
 #define SD_BUS_SENDERS			64
 #define SD_SENDER_LEN			32	/* hexadecimal digits */
@@ -171,6 +179,9 @@ typedef struct SdBus
 	 * under their ids: they came by another bus, or had to be raised.
 	 */
 	pg_atomic_uint64 not_in_stream;
+	pg_atomic_uint32 elsewhere; /* SdElsewhere: what the file says; elsewhere.c */
+	pg_atomic_uint32 elsewhere_used;	/* since the worker looked */
+	TimestampTz begun_at;		/* immutable: when this memory began */
 	/* id of the last event that may be linked by now; single writer: the worker */
 	pg_atomic_uint64 linking;
 	pg_atomic_uint32 sync_requests; /* bus_wait.c asks */

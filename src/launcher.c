@@ -38,6 +38,7 @@
 
 #include "bus.h"
 #include "dispatcher.h"
+#include "elsewhere.h"
 #include "replay.h"
 #include "shmem.h"
 #include "subscription.h"
@@ -365,6 +366,7 @@ forget_database(SdDatabase *db, Oid dboid)
 	subscription_purge_database(dboid);
 	bus_clear(db, true);
 	database_release(dboid);
+	elsewhere_forget(dboid);
 }
 
 static void

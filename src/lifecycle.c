@@ -59,6 +59,7 @@
 
 #include "bus.h"
 #include "dispatcher.h"
+#include "elsewhere.h"
 #include "grants.h"
 #include "security.h"
 #include "shmem.h"
@@ -334,6 +335,7 @@ after_commit(void)
 		if (db != NULL)
 			bus_clear(db, true);
 		database_release(dropped_database);
+		elsewhere_forget(dropped_database);
 	}
 }
 

@@ -47,6 +47,7 @@
 
 #include "bus.h"
 #include "dispatcher.h"
+#include "elsewhere.h"
 #include "publish.h"
 #include "replay.h"
 #include "shmem.h"
@@ -344,7 +345,10 @@ prepare(void)
 	if (subdispatch_event_bus == SD_BUS_REDIS)
 		copies_choose_bus(&tx);
 	else
+	{
+		elsewhere_begin(db);
 		copies_choose(&tx);
+	}
 	if (!reserve_room(&mask, &deadline))
 		copies_give_up(&tx);
 	else if (!fill_blocks(mask, &deadline))
@@ -387,6 +391,8 @@ finish(void)
 
 	if (tx.db != NULL)
 	{
+		if (!tx.by_redis)
+			elsewhere_note(tx.db);
 		for (late = copies_find_late(&tx); late != 0; late &= late - 1)
 			blocks_add_late(&tx, pg_rightmost_one_pos32(late));
 		/* before others' events can follow it */

@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "elsewhere.h"
 #include "publish.h"
 #include "replay.h"
 #include "shmem.h"
@@ -302,7 +303,11 @@ publish_now(SdDatabase *db, const SdEvent *ev)
 	if (subdispatch_event_bus == SD_BUS_REDIS)
 		copies_choose_bus(&tx);
 	else
+	{
+		elsewhere_begin(db);
+		elsewhere_note(db);
 		copies_choose(&tx);
+	}
 	mask = blocks_size(&tx, bytes);
 	if (mask == 0)
 		return true;

@@ -16,7 +16,8 @@
  *	  bus_redis.c     and through Redis: what publishers and others see of it;
  *	                  bus_worker.c (its process), redis_send.c and
  *	                  redis_read.c (its two sides), redis_begin.c (where it
- *	                  begins), redis_range.c (what is read again),
+ *	                  begins), redis_range.c (what is read again), elsewhere.c
+ *	                  (whether events went another way, beyond a restart),
  *	                  redis_entry.c, redis_progress.c, bus_batch.c, bus_mac.c, bus_own.c,
  *	                  redis_script.c, redis_link.c, redis_conn.c and
  *	                  redis_net.c (connections), redis_url.c
