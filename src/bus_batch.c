@@ -15,7 +15,8 @@
  *		 <kind> <bytes of the channel> <bytes of the text> <channel><text>
  *
  * one behind the other, where <...> are digits up to a space.  Numbers of the
- * events follow each other.  A text comes from a server of the group, which its
+ * events follow each other.  The text of a gap is a bit for each channel hash, and
+ * up to where what is missing committed, as hexadecimal digits.  A text comes from a server of the group, which its
  * MAC has shown, but that may run another version, or be broken: nothing is
  * taken for granted when reading.
  *
@@ -84,6 +85,64 @@ batch_finish(BatchWriter *batch, const char *sender, int64 sent_at)
 	add_number(&buf, batch->count);
 	appendBinaryStringInfo(&buf, batch->events.data, batch->events.len);
 	return (BusBytes) {buf.data, (Size) buf.len};
+}
+
+/* ---- gaps ---- */
+
+#define CHANNEL_DIGITS	(SD_SKETCH_SIZE / 4)
+#define POSITION_DIGITS	(16 + 8 + 16)
+
+BusBytes
+gap_text(const BusGap *gap)
+{
+	char	   *text = palloc(CHANNEL_DIGITS + POSITION_DIGITS + 1);
+
+	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
+		snprintf(text + 8 * i, 9, "%08x", gap->channels[i]);
+	snprintf(text + CHANNEL_DIGITS, POSITION_DIGITS + 1, "%016llx%08x%016llx",
+			 (unsigned long long) gap->commit.system, gap->commit.timeline,
+			 (unsigned long long) gap->commit.lsn);
+	return (BusBytes) {text, CHANNEL_DIGITS + POSITION_DIGITS};
+}
+
+/* That many hexadecimal digits; false if they are none. */
+static bool
+take_hex(const char **at, int n, uint64 *value)
+{
+	char		digits[17];
+	char	   *end;
+
+	memcpy(digits, *at, n);
+	digits[n] = '\0';
+	*at += n;
+	if (strspn(digits, "0123456789abcdef") != (size_t) n)
+		return false;
+	*value = strtou64(digits, &end, 16);
+	return true;
+}
+
+void
+gap_read(BusGap *gap, BusBytes text)
+{
+	const char *at = text.data;
+	uint64		value[3] = {0};
+	bool		good = text.len == CHANNEL_DIGITS + POSITION_DIGITS;
+
+	for (int i = 0; i < SD_SKETCH_SIZE / 32 && good; i++)
+	{
+		good = take_hex(&at, 8, &value[0]);
+		gap->channels[i] = (uint32) value[0];
+	}
+	good = good && take_hex(&at, 16, &value[0]) && take_hex(&at, 8, &value[1]) && take_hex(&at, 16, &value[2]);
+	if (good)
+	{
+		gap->commit.system = value[0];
+		gap->commit.timeline = (TimeLineID) value[1];
+		gap->commit.lsn = (XLogRecPtr) value[2];
+		return;
+	}
+	memset(gap, 0, sizeof(BusGap));
+	memset(gap->channels, 0xff, sizeof(gap->channels));
 }
 
 /* ---- reading ---- */

@@ -12,6 +12,8 @@
 #define SD_BUS_BATCH_H
 
 #include "bus_mac.h"
+#include "database.h"
+#include "event.h"
 #include "lib/stringinfo.h"
 
 #define BATCH_MAX_EVENTS	256
@@ -28,7 +30,18 @@ typedef struct BusEntry
 } BusEntry;
 
 #define BUS_EVENT		'e'		/* text: the event */
-#define BUS_GAP			'g'		/* events are missing: text tells on which channels */
+#define BUS_GAP			'g'		/* events are missing: text is that of a BusGap */
+
+/* Committed events that will not come. */
+typedef struct BusGap
+{
+	uint32		channels[SD_SKETCH_SIZE / 32];	/* on which, by the hash of their names */
+	SdPosition	commit;			/* none committed behind this; lsn 0: not known */
+} BusGap;
+
+/* palloc'd; and the other way round: one that can't be read is about all channels. */
+extern BusBytes gap_text(const BusGap *gap);
+extern void gap_read(BusGap *gap, BusBytes text);
 
 /* A batch that is written: text in the current memory context. */
 typedef struct BatchWriter

@@ -198,7 +198,7 @@ take_older(const redisReply *reply)
 		/* we may begin in the middle of an entry */
 		for (int k = 0; k < n; k++)
 			if (items[k].pending && items[k].id <= bus_self()->progress.position)
-				replay_give_up(bus_db, &point, &items[k].ev->commit);
+				replay_give_up(bus_db, &point, &items[k].commit);
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);

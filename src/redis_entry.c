@@ -167,7 +167,7 @@ make_event(const BusEntry *entry, const char **why)
 
 /* Whatever goes wrong costs this event only; *why then. */
 static SdEvent *
-event_of(const BusEntry *entry, const char **why)
+event_of(const BusEntry *entry, SdPosition *commit, const char **why)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SdEvent    *volatile ev = NULL;
@@ -179,7 +179,10 @@ event_of(const BusEntry *entry, const char **why)
 		SdEvent    *e = make_event(entry, &r);
 
 		if (e != NULL)
+		{
+			*commit = e->commit;
 			r = wrong_with(entry, e);
+		}
 		ev = r == NULL ? e : NULL;
 		reason = r;
 	}
@@ -226,34 +229,39 @@ entry_check(const redisReply *reply, uint64 after, Item *items)
 	return n;
 }
 
-/* All channels, if that can't be read. */
 void
 entry_gap_channels(const BusEntry *entry, uint32 *bits)
 {
+	BusGap		gap = {0};
 	uint32		bit;
 
-	memset(bits, 0, SD_SKETCH_SIZE / 8);
-	if (entry->kind != BUS_GAP)
+	if (entry->kind == BUS_GAP)
+		gap_read(&gap, entry->text);
+	else
 	{
 		bit = channel_hash(entry->channel.data, entry->channel.len) % SD_SKETCH_SIZE;
-		bits[bit / 32] |= UINT32_C(1) << (bit % 32);
-		return;
+		gap.channels[bit / 32] |= UINT32_C(1) << (bit % 32);
 	}
-	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
-	{
-		char		digits[9] = "ffffffff";
-
-		if (entry->text.len == SD_SKETCH_SIZE / 4)
-			memcpy(digits, entry->text.data + 8 * i, 8);
-		bits[i] = (uint32) strtoul(digits, NULL, 16);
-	}
+	memcpy(bits, gap.channels, sizeof(gap.channels));
 }
 
 void
 entry_read_event(Item *item)
 {
-	item->ev = event_of(&item->entry, &item->why);
+	item->ev = event_of(&item->entry, &item->commit, &item->why);
 	item->unusable = item->ev == NULL;
+}
+
+static void
+examine_gap(Item *item, const ReplayPoint *point)
+{
+	BusGap		gap;
+
+	if (!point->recovery)
+		return;
+	gap_read(&gap, item->entry.text);
+	item->commit = gap.commit;
+	item->pending = replay_state(point, &item->commit) == REPLAY_PENDING;
 }
 
 static void
@@ -261,21 +269,26 @@ examine(Item *item, const ReplayPoint *point)
 {
 	bool		wanted;
 
-	if (item->verdict == ENTRY_BAD || item->entry.kind != BUS_EVENT)
+	if (item->verdict == ENTRY_BAD)
 		return;
+	if (item->entry.kind != BUS_EVENT)
+	{
+		examine_gap(item, point);
+		return;
+	}
 	wanted = is_for_somebody(&item->entry);
 	/* on a replica only the event itself tells whether it may come to be */
 	if (!wanted && !point->recovery)
 		return;
 	entry_read_event(item);
+	item->pending = replay_state(point, &item->commit) == REPLAY_PENDING;
 	if (item->ev == NULL)
 	{
-		item->unusable = wanted;
-		if (!wanted)
+		item->unusable = wanted || item->pending;
+		if (!item->unusable)
 			item->why = NULL;
 		return;
 	}
-	item->pending = replay_state(point, &item->ev->commit) == REPLAY_PENDING;
 	if (!wanted && !item->pending)
 		item->ev = NULL;
 }

@@ -32,7 +32,8 @@ typedef struct Item
 	BusEntry	entry;
 	SdEvent    *ev;				/* NULL: concerns nobody here, or is unusable */
 	bool		unusable;		/* good, but we cannot make an event of it */
-	bool		pending;		/* its commit has not been replayed here */
+	SdPosition	commit;			/* of the event, or of what is missing, on a replica */
+	bool		pending;		/* which has not been replayed here */
 	bool		gap;			/* something before it is missing */
 	bool		last;			/* of its entry */
 } Item;

@@ -113,11 +113,16 @@ tells_gap(const Item *item)
 
 /*
  * What is missing where the item stands, or before it.  Told before it is
- * linked, so that nobody gets what follows without having been told.
+ * linked, so that nobody gets what follows without having been told.  On a
+ * replica that may be about what is still to be replayed: so it is for those
+ * who subscribe before that, too (replay.c).  What is missing before an entry
+ * has committed before it, almost.
  */
 static void
-tell_gaps(const Item *item)
+tell_gaps(const Item *item, const ReplayPoint *point)
 {
+	if (item->pending)
+		replay_give_up(bus_db, point, &item->commit);
 	/* once: what finds no room is linked again */
 	if (item->verdict == ENTRY_GOOD && item->gap && bus_self()->broken_before != item->id)
 		read_tell_break(item->id);
@@ -199,7 +204,7 @@ link_run(Item *from, int n)
 
 /* The same, but first decides what they are, and tells what is missing between them. */
 static int
-link_items(Item *from, int n)
+link_items(Item *from, int n, const ReplayPoint *point)
 {
 	static SdBusProgress ahead;
 	int			done = 0;
@@ -215,7 +220,7 @@ link_items(Item *from, int n)
 		for (end = done + 1; end < n && !tells_gap(&from[end]);)
 			end++;
 		if (tells_gap(&from[done]))
-			tell_gaps(&from[done]);
+			tell_gaps(&from[done], point);
 		done += link_run(from + done, end - done);
 	} while (done == end && done < n);
 	return done;
@@ -351,12 +356,12 @@ link_some(void)
 		CHECK_FOR_INTERRUPTS();
 	}
 	n = up_to_future(n);
-	done = link_items(items, n);
+	done = link_items(items, n, &point);
 	/* once it was short for long, it is so for all until one finds room again */
 	while (memory_stays_short(done < n))
 	{
 		give_up(&items[done]);
-		done += link_items(items + done, n - done);
+		done += link_items(items + done, n - done, &point);
 	}
 	for (int i = 0; i < done; i++)
 	{

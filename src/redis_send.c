@@ -32,6 +32,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -42,6 +43,7 @@
 #include "event_wire.h"
 #include "redis_bus.h"
 #include "redis_script.h"
+#include "replay.h"
 
 #define MAX_UNDER_WAY		4	/* batches */
 /* as much as Redis writes to a reader at once */
@@ -52,8 +54,6 @@
 #define ENOUGH_UNWRITTEN	(1024 * 1024)
 /* A larger text is not sent: Redis takes 512MB, if it was not told otherwise. */
 #define MAX_TEXT			((Size) 256 * 1024 * 1024)
-
-#define GAP_DIGITS			(SD_SKETCH_SIZE / 4)
 
 RedisLink	send_link;
 
@@ -150,26 +150,26 @@ note_losses(void)
 	LWLockRelease(&bus_db->order_lock);
 }
 
-/* Which channels, as hexadecimal digits; palloc'd. */
 static BusBytes
-gap_text(const uint32 *bits)
+gap_of_event(const SdBlock *block, const SdEvent *ev)
 {
-	char	   *text = palloc(GAP_DIGITS + 1);
-	BusBytes	result = {text, GAP_DIGITS};
-
-	for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
-		snprintf(text + 8 * i, 9, "%08x", bits[i]);
-	return result;
-}
-
-static BusBytes
-gap_text_of(const SdEvent *ev)
-{
-	uint32		bits[SD_SKETCH_SIZE / 32] = {0};
+	BusGap		gap = {.commit = block->commit};
 	uint32		bit = ev->channel_hash % SD_SKETCH_SIZE;
 
-	bits[bit / 32] |= UINT32_C(1) << (bit % 32);
-	return gap_text(bits);
+	gap.channels[bit / 32] |= UINT32_C(1) << (bit % 32);
+	return gap_text(&gap);
+}
+
+/* What is lost has committed by now; a replica loses nothing. */
+static BusBytes
+gap_of_marker(void)
+{
+	BusGap		gap = {0};
+
+	memcpy(gap.channels, bus_self()->marker, sizeof(gap.channels));
+	if (!RecoveryInProgress())
+		replay_note_now(&gap.commit);
+	return gap_text(&gap);
 }
 
 /* ---- making a batch ---- */
@@ -219,7 +219,7 @@ add_event(BatchWriter *batch, const SdBlock *block, const SdEvent *ev)
 	if (text.data != NULL)
 		batch_add(batch, BUS_EVENT, channel, text);
 	else
-		batch_add(batch, BUS_GAP, channel, gap_text_of(ev));
+		batch_add(batch, BUS_GAP, channel, gap_of_event(block, ev));
 	own_keep(number, text.data ? ev : NULL, &block->commit);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(text_context);
@@ -256,7 +256,7 @@ fill_batch(BatchWriter *batch, uint64 next)
 	}
 	if (batch->count == 0 && bus_self()->marker_number == next)
 	{
-		batch_add(batch, BUS_GAP, (BusBytes) {"", 0}, gap_text(bus_self()->marker));
+		batch_add(batch, BUS_GAP, (BusBytes) {"", 0}, gap_of_marker());
 		own_keep(next, NULL, NULL);
 	}
 }

@@ -67,6 +67,13 @@ sub set
 	poll_until($standby, "SHOW $_", $to{$_}, "$_ is $to{$_} on the standby") foreach keys %to;
 }
 sub stat_of { my ($name) = @_; return $standby->safe_psql('postgres', "SELECT $name FROM subdispatch.stats"); }
+# Also what transactions without an id have written, which nobody waits for.
+sub all_replayed
+{
+	my ($name) = @_;
+	my ($lsn) = $primary->safe_psql('postgres', 'SELECT txid_current(); SELECT pg_current_wal_flush_lsn()') =~ /([0-9A-F]+\/[0-9A-F]+)/;
+	return poll_until($standby, "SELECT pg_last_wal_replay_lsn() >= '$lsn'", 't', "$name: all is replayed");
+}
 my $next = 1;
 # Each its own transaction: a row, and an event about it. Returns what resolvers have to see.
 sub insert_rows
@@ -175,6 +182,41 @@ is(insert_rows(3), results($standby, 'look'), 'then it goes on');
 like(results($standby, 'data 2'), qr/^(\{"id": \d+\} ?){3}$/, 'also for those who were told');
 $standby->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM unnest('{new stream,data 2,the star,of a consumer,late}'::text[]) id; SELECT subdispatch.close_consumer('g')");
 
+# What will not come at all is told by Redis, before the rows are there: who subscribes then misses it as well. Once it is events
+# that found no room on the primary, once an entry that the stream has lost.
+set('subdispatch.replay_wait_timeout' => '1min');
+my $bus_worker = $standby->safe_psql('postgres', "SELECT pid FROM subdispatch.workers WHERE kind = 'bus' AND database = 'postgres'");
+foreach my $lost (
+	[ 'full', 100010, sub { $primary->safe_psql('postgres', "SET subdispatch.on_queue_full = gap; BEGIN; INSERT INTO t VALUES (100010, 'lost'); SELECT count(subdispatch.publish('full', to_jsonb(repeat('x', 900000))) IS NULL) FROM generate_series(1, 20); COMMIT") } ],
+	[ 'broken', 100011, sub {
+		kill 'STOP', $bus_worker;
+		# Redis has one entry for it already
+		$primary->safe_psql('postgres', "SELECT subdispatch.publish('broken', '0')");
+		dispatched($primary);
+		$primary->safe_psql('postgres', "BEGIN; INSERT INTO t VALUES (100011, 'lost'); SELECT subdispatch.publish('broken', '1'); COMMIT");
+		dispatched($primary);
+		my ($entry) = split /\n/, $redis->cli('XREVRANGE', 'subdispatch:{postgres}:events', '+', '-', 'COUNT', 1);
+		$primary->safe_psql('postgres', "SELECT subdispatch.publish('broken', '2')");
+		dispatched($primary);
+		is($redis->cli('XDEL', 'subdispatch:{postgres}:events', $entry), '1', 'an entry is removed from the stream');
+		kill 'CONT', $bus_worker; } ])
+{
+	my ($channel, $row, $lose) = @$lost;
+	$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
+	poll_until($standby, 'SELECT pg_get_wal_replay_pause_state()', 'paused', "$channel: replay is paused");
+	my $gaps = stat_of('bus_gaps');
+	$lose->();
+	poll_until($standby, "SELECT bus_gaps > $gaps FROM subdispatch.stats", 't', "$channel: the gap was read from Redis");
+	is($standby->safe_psql('postgres', "SELECT subdispatch.subscribe('$channel', id => 'blind') \\g /dev/null\nSELECT count(*) FROM t WHERE id = $row"), '0', "$channel: who subscribes then does not see the row");
+	like($standby->safe_psql('postgres', "SELECT subdispatch.next_response('blind', '10s')"), $missing, "$channel: and is told that something is missing");
+	$standby->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
+	poll_until($standby, "SELECT count(*) FROM t WHERE id = $row", 1, "$channel: the row is replayed");
+	all_replayed($channel);
+	is($standby->safe_psql('postgres', "SELECT subdispatch.subscribe('$channel', id => 'seeing') \\g /dev/null\nSELECT subdispatch.next_response('seeing', '500ms')"), '', "$channel: who subscribes after that is told nothing");
+	$standby->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM unnest('{blind,seeing}'::text[]) id");
+	results($standby, $_) foreach 'look', 'data';
+}
+
 # Who subscribes before an event's commit has been replayed cannot see the row, so the event has to come, though nobody
 # subscribed to its channel when it was read from Redis.
 set('subdispatch.replay_wait_timeout' => '1min');
@@ -205,6 +247,7 @@ install_extension($primary, 'later');
 $primary->safe_psql('later', "CREATE TABLE t (id int); INSERT INTO t VALUES (1); SELECT subdispatch.publish('c', '1')");
 dispatched($primary, 'later');
 poll_until($standby, 'SELECT count(*) FROM t', '1', 'a database without subscriptions is replayed', 'later');
+all_replayed('later');
 set('subdispatch.replay_wait_timeout' => '1min');
 $standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
 poll_until($standby, 'SELECT pg_get_wal_replay_pause_state()', 'paused', 'replay is paused once more');

@@ -26,7 +26,8 @@ sub set_bus
 	poll_until($node, 'SHOW subdispatch.event_bus', $bus, "the bus is $bus");
 }
 
-sub publish { my ($text) = @_; $node->safe_psql('postgres', "SELECT subdispatch.publish('c', '\"$text\"')"); }
+# In Redis, too, if it goes there: what is still to be sent ends with the server.
+sub publish { my ($text) = @_; $node->safe_psql('postgres', "SELECT subdispatch.publish('c', '\"$text\"')"); return dispatched($node); }
 
 # Somebody who reads it: the event's id.
 sub publish_seen
@@ -34,7 +35,6 @@ sub publish_seen
 	my ($text) = @_;
 	$node->safe_psql('postgres', "SELECT subdispatch.subscribe('c', id => 'reads', consumer => 'reads')");
 	publish($text);
-	dispatched($node);
 	my ($id) = $node->safe_psql('postgres', "SELECT event_id FROM subdispatch.poll('reads', timeout => '30s'); SELECT subdispatch.close_consumer('reads')") =~ /^(\d+)/;
 	return $id;
 }
