@@ -12,7 +12,7 @@
  *								 bus_free_block()
  *
  * Dispatcher's side:  bus_sequence() moves what may go to the dispatchers'
- * queues and takes this dispatcher's own in hand; bus_done() ends a block.
+ * queues and takes this dispatcher's own in hand; bus_done() ends blocks.
  *
  *-------------------------------------------------------------------------
  */
@@ -43,7 +43,8 @@ extern void bus_link(SdDatabase *db, dlist_head *blocks, uint32 tx_events,
 
 /* Returns whether this dispatcher has something in hand. */
 extern bool bus_sequence(SdDatabase *db, int dispatcher);
-extern void bus_done(SdDatabase *db, int dispatcher, SdBlock *block);
+/* The first n in hand are done with. */
+extern void bus_done(SdDatabase *db, int dispatcher, uint32 n);
 extern void bus_link_with_ids(SdDatabase *db, dlist_head *blocks, uint64 first, uint64 last);
 
 /* Empties a database's queues: its subscriptions are gone. */

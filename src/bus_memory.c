@@ -471,30 +471,44 @@ bus_link_with_ids(SdDatabase *db, dlist_head *blocks, uint64 first, uint64 last)
 	wake_mask(db, mask);
 }
 
-/* ---- the end of a block ---- */
+/* ---- the end of blocks ---- */
 
 /*
- * The dispatcher is done with a block in its hand; all that it led to can be
- * read.  It goes into the history, unless it is one that Redis has now.  Takes
- * order_lock.
+ * The dispatcher is done with the first n blocks in its hand; all that they led
+ * to can be read.  They go into the history, unless they are what Redis has now.
+ * Those that are done with together are so in one step, since committing
+ * backends want the lock, too.  Takes order_lock.
  */
 void
-bus_done(SdDatabase *db, int dispatcher, SdBlock *block)
+bus_done(SdDatabase *db, int dispatcher, uint32 n)
 {
 	SdDispatcher *me = &db->dispatchers[dispatcher];
-	Size		bytes = block->bytes;
+	dlist_head	blocks;
+	Size		bytes = 0;
+	uint64		nevents = 0;
 
-	Assert(block->dispatcher == dispatcher);
+	if (n == 0)
+		return;
+	dlist_init(&blocks);
 	LWLockAcquire(&db->order_lock, LW_EXCLUSIVE);
-	dlist_delete(&block->node);
+	for (uint32 i = 0; i < n; i++)
+		dlist_push_tail(&blocks, dlist_pop_head_node(&me->inhand));
 	LWLockRelease(&db->order_lock);
 
-	pg_atomic_write_u64(&me->done_id, block->base_id + block->last_ordinal);
-	pg_atomic_fetch_sub_u64(&me->queue_events, block->nevents);
-	if (dispatcher == SD_BUS_PLACE)
-		sd_free(block);
-	else
-		history_keep(db, dispatcher, block);
+	while (!dlist_is_empty(&blocks))
+	{
+		SdBlock    *block = dlist_container(SdBlock, node, dlist_pop_head_node(&blocks));
+
+		Assert(block->dispatcher == dispatcher);
+		bytes += block->bytes;
+		nevents += block->nevents;
+		pg_atomic_write_u64(&me->done_id, block->base_id + block->last_ordinal);
+		if (dispatcher == SD_BUS_PLACE)
+			sd_free(block);
+		else
+			history_keep(db, dispatcher, block);
+	}
+	pg_atomic_fetch_sub_u64(&me->queue_events, nevents);
 	bus_release(db, dispatcher, bytes);
 	ConditionVariableBroadcast(&db->changed);
 }

@@ -418,19 +418,24 @@ dispatch_blocks_done(void)
 static void
 done(int n)
 {
-	while (n > 0)
+	uint32		nblocks = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &dispatch_self()->inhand)
 	{
-		SdBlock    *block = dlist_head_element(SdBlock, node, &dispatch_self()->inhand);
+		SdBlock    *block = dlist_container(SdBlock, node, iter.cur);
 		int			some = Min(n, (int) (block->nevents - block->ndone));
 
 		block->ndone += some;
 		n -= some;
-		if (block->ndone == block->nevents)
-		{
-			bus_done(dispatch_db, dispatch_me, block);
-			blocks_done++;
-		}
+		if (block->ndone < block->nevents)
+			break;
+		nblocks++;
+		if (n == 0)
+			break;
 	}
+	bus_done(dispatch_db, dispatch_me, nblocks);
+	blocks_done += nblocks;
 }
 
 /*

@@ -381,13 +381,13 @@ static void
 acknowledge(uint64 number)
 {
 	SdBus	   *bus = bus_self();
-	dlist_head *inhand = &bus_place()->inhand;
 	uint64		n = 0;
 	uint32		nblocks = 0;
+	dlist_iter	iter;
 
-	while (!dlist_is_empty(inhand))
+	dlist_foreach(iter, &bus_place()->inhand)
 	{
-		SdBlock    *block = dlist_head_element(SdBlock, node, inhand);
+		SdBlock    *block = dlist_container(SdBlock, node, iter.cur);
 		uint64		first = block_first_number(block);
 		uint32		done;
 
@@ -398,9 +398,9 @@ acknowledge(uint64 number)
 		block->ndone = done;
 		if (done < block->nevents)
 			break;
-		bus_done(bus_db, SD_BUS_PLACE, block);
 		nblocks++;
 	}
+	bus_done(bus_db, SD_BUS_PLACE, nblocks);
 	if (bus->marker_number != 0 && bus->marker_number <= number)
 		bus->marker_number = 0;
 	bus->acknowledged = number;
@@ -576,13 +576,14 @@ uint64
 send_give_up(const char *name)
 {
 	SdBus	   *bus = bus_self();
-	dlist_head *inhand = &bus_place()->inhand;
 	uint64		n = 0;
+	uint32		nblocks = 0;
+	dlist_iter	iter;
 
 	HOLD_INTERRUPTS();
-	while (!dlist_is_empty(inhand))
+	dlist_foreach(iter, &bus_place()->inhand)
 	{
-		SdBlock    *block = dlist_head_element(SdBlock, node, inhand);
+		SdBlock    *block = dlist_container(SdBlock, node, iter.cur);
 		SdEvent    *ev = block_first(block);
 
 		for (uint32 i = 0; i < block->nevents; i++, ev = event_next(ev))
@@ -591,8 +592,9 @@ send_give_up(const char *name)
 				redis_lose(bus_db, ev->channel_hash);
 				n++;
 			}
-		bus_done(bus_db, SD_BUS_PLACE, block);
+		nblocks++;
 	}
+	bus_done(bus_db, SD_BUS_PLACE, nblocks);
 	if (bus->marker_number != 0)
 	{
 		for (int i = 0; i < SD_SKETCH_SIZE / 32; i++)
