@@ -66,6 +66,8 @@ unlike($redis->cli('--raw', 'XRANGE', 'subdispatch:{postgres}:events', '-', '+')
 
 # Large ones, many in one transaction, and many small ones at the same time from both.
 $a->safe_psql('postgres', "SELECT subdispatch.publish('c', to_jsonb(repeat('x', 1000000)))");
+# which comes first when it is in Redis first
+dispatched($a);
 $b->safe_psql('postgres', "SELECT count(subdispatch.publish('c', to_jsonb(n)) IS NULL) FROM generate_series(1, 5000) n");
 dispatched($_) foreach $b, $a;
 is(results($_, 's') =~ s/x{50000}(x*)/large/r, join(' ', 'large', 1 .. 5000), 'large and many, on ' . $_->name) foreach $a, $b;
