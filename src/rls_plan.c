@@ -242,21 +242,12 @@ keeps_something(Oid function, void *arg)
 	return !rls_plan_is_internal(function);
 }
 
-/* True for what is not known to be steady. */
-static bool
-unsteady_walker(Node *node, void *arg)
+bool
+rls_plan_is_plain(const Node *node)
 {
-	if (node == NULL)
-		return false;
 	switch (nodeTag(node))
 	{
-		case T_List:
-		case T_CaseWhen:
-			return expression_tree_walker(node, unsteady_walker, arg);
 		case T_Var:
-			if (((Var *) node)->varattno <= 0)
-				return true;
-			break;
 		case T_Const:
 		case T_FuncExpr:
 		case T_OpExpr:
@@ -274,10 +265,22 @@ unsteady_walker(Node *node, void *arg)
 		case T_ArrayExpr:
 		case T_ArrayCoerceExpr:
 		case T_SQLValueFunction:
-			break;
-		default:
 			return true;
+		default:
+			return false;
 	}
+}
+
+/* True for what is not known to be steady. */
+static bool
+unsteady_walker(Node *node, void *arg)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, List) || IsA(node, CaseWhen))
+		return expression_tree_walker(node, unsteady_walker, arg);
+	if (!rls_plan_is_plain(node) || (IsA(node, Var) && ((Var *) node)->varattno <= 0))
+		return true;
 	if (exprType(node) >= FirstNormalObjectId)
 		return true;
 	if (check_functions_in_node(node, keeps_something, NULL))

@@ -81,6 +81,8 @@ extern RlsPlan *rls_plan_make(Relation rel, const RlsTable *table);
 
 /* Does the expression keep nothing between evaluations? */
 extern bool rls_plan_is_steady(Node *expr);
+/* Is it an expression that computes a value of its parts, of a kind that we know? */
+extern bool rls_plan_is_plain(const Node *node);
 /* Does the function run nothing but PostgreSQL's own code in C? */
 extern bool rls_plan_is_internal(Oid function);
 

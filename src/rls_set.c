@@ -121,24 +121,7 @@ is_listed(const Node *node)
 		case T_TargetEntry:
 		case T_SubLink:
 		case T_Aggref:
-		case T_Var:
-		case T_Const:
-		case T_FuncExpr:
-		case T_OpExpr:
-		case T_DistinctExpr:
-		case T_NullIfExpr:
-		case T_ScalarArrayOpExpr:
-		case T_BoolExpr:
-		case T_NullTest:
-		case T_BooleanTest:
-		case T_RelabelType:
-		case T_CoerceViaIO:
-		case T_ArrayCoerceExpr:
 		case T_CaseWhen:
-		case T_CaseTestExpr:
-		case T_CoalesceExpr:
-		case T_ArrayExpr:
-		case T_SQLValueFunction:
 			return true;
 		case T_CaseExpr:
 			/* what its arms compare is in a place that only it knows */
@@ -146,7 +129,7 @@ is_listed(const Node *node)
 		case T_Param:
 			return ((const Param *) node)->paramkind == PARAM_SUBLINK;
 		default:
-			return false;
+			return rls_plan_is_plain(node);
 	}
 }
 

@@ -14,7 +14,8 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(start_node install_extension try_sql poll_until eventually dispatched drain results dispatcher_pids
-  session background finish_background background_output terminate_dispatchers memory_in_use server_is_up);
+  session background finish_background background_output terminate_dispatchers memory_in_use server_is_up
+  trap_sql waits_sql);
 
 # How long anything may take before a test gives up on it.
 our $patience = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
@@ -181,6 +182,47 @@ sub server_is_up
 	my ($node) = @_;
 	my ($out) = try_sql($node, 'SELECT 1');
 	return ($out eq '1', $out);
+}
+
+# SQL for a table's owner to be: whoever looks at a row of the table executes its "cmd", by its policy; the log tells how
+# that ended: trap "<cmd>" as <current_user> (<session_user>, <is_superuser>): <"done" or the SQLSTATE>.
+sub trap_sql
+{
+	my ($table) = @_;
+	return <<"SQL";
+CREATE TABLE $table (id int, cmd text);
+GRANT SELECT ON $table TO PUBLIC;
+CREATE FUNCTION $table(cmd text) RETURNS bool LANGUAGE plpgsql AS \$\$
+DECLARE r text := 'done';
+BEGIN
+  BEGIN
+    EXECUTE cmd;
+  EXCEPTION WHEN OTHERS THEN r := SQLSTATE;
+  END;
+  RAISE LOG 'trap "%" as % (%, %): %', cmd, current_user, session_user, current_setting('is_superuser'), r;
+  RETURN true;
+END \$\$;
+ALTER TABLE $table ENABLE ROW LEVEL SECURITY;
+CREATE POLICY trap ON $table USING ($table(cmd));
+CREATE TRIGGER changed AFTER INSERT ON $table FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('trapped');
+SQL
+}
+
+# SQL for a resolver, waits(), that waits until there is a row in the table go and then returns what the expression says.
+sub waits_sql
+{
+	my ($expression) = @_;
+	return <<"SQL";
+CREATE TABLE go (yes boolean);
+CREATE FUNCTION waits(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS \$\$
+BEGIN
+  LOOP
+    EXIT WHEN EXISTS (SELECT FROM public.go);
+    PERFORM pg_sleep(0.02);
+  END LOOP;
+  RETURN $expression;
+END \$\$;
+SQL
 }
 
 1;

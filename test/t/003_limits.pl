@@ -103,16 +103,7 @@ my $queue = $node->safe_psql('postgres', "SELECT pg_size_bytes(current_setting('
 my $event = "jsonb_build_object('x', repeat('x', 10000))";
 my $fit = int($queue / 10000);
 note("a queue of $queue bytes");
-$node->safe_psql('postgres', <<'SQL');
-CREATE TABLE go (yes boolean);
-CREATE FUNCTION waits(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
-BEGIN
-  LOOP
-    EXIT WHEN EXISTS (SELECT FROM public.go);
-    PERFORM pg_sleep(0.02);
-  END LOOP;
-  RETURN event->'data'->'n';
-END $$;
+$node->safe_psql('postgres', waits_sql("event->'data'->'n'") . <<'SQL');
 SELECT subdispatch.subscribe('slow', 'waits', id => 'slow');
 SQL
 # A transaction that could never fit fails at once, whatever the queue holds.

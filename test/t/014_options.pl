@@ -69,16 +69,7 @@ eventually('a reload changes which channels are LISTENed on', sub {
 $node->safe_psql('postgres', "SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions");
 
 # A slow resolver: the stream without one has its response while it runs, and so has the next stream on another dispatcher.
-$node->safe_psql('postgres', <<'SQL');
-CREATE TABLE go (yes boolean);
-CREATE FUNCTION waits(event jsonb, variables jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
-BEGIN
-  LOOP
-    EXIT WHEN EXISTS (SELECT FROM public.go);
-    PERFORM pg_sleep(0.02);
-  END LOOP;
-  RETURN '"went"';
-END $$;
+$node->safe_psql('postgres', waits_sql(q('"went"')) . <<'SQL');
 SELECT subdispatch.subscribe('slow', 'waits', id => 'slow');
 SELECT subdispatch.subscribe('slow', id => 'plain');
 SELECT subdispatch.subscribe('other' || n, id => 'other ' || n) FROM generate_series(1, 16) n;

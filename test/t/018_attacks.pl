@@ -164,7 +164,7 @@ $node->safe_psql('postgres', "SET client_min_messages = warning; SET ROLE a_user
 
 # ---- a policy on an attacker's table, which runs as those who subscribe ----
 
-$node->safe_psql('postgres', <<'SQL');
+$node->safe_psql('postgres', <<'SQL' . trap_sql('a.trap') . <<'MORE');
 SET client_min_messages = warning;
 CREATE SEQUENCE a.counter;
 CREATE TABLE a.victims (v text);
@@ -172,26 +172,12 @@ INSERT INTO a.victims VALUES ('untouched');
 ALTER TABLE a.victims OWNER TO a_other;
 ALTER SEQUENCE a.counter OWNER TO a_other;
 SET ROLE a_owner;
-CREATE TABLE a.trap (id int, cmd text);
-GRANT SELECT ON a.trap TO PUBLIC;
-CREATE FUNCTION a.trap(cmd text) RETURNS bool LANGUAGE plpgsql AS $$
-DECLARE r text := 'done';
-BEGIN
-  BEGIN
-    EXECUTE cmd;
-  EXCEPTION WHEN OTHERS THEN r := SQLSTATE;
-  END;
-  RAISE LOG 'trap "%" as % (%, %): %', cmd, current_user, session_user, current_setting('is_superuser'), r;
-  RETURN true;
-END $$;
+SQL
 CREATE FUNCTION a.bare_trap(cmd text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN EXECUTE cmd; RETURN true; END $$;
-ALTER TABLE a.trap ENABLE ROW LEVEL SECURITY;
-CREATE POLICY trap ON a.trap USING (a.trap(cmd));
 CREATE TABLE a.bare_trap (LIKE a.trap);
 GRANT SELECT ON a.bare_trap TO PUBLIC;
 ALTER TABLE a.bare_trap ENABLE ROW LEVEL SECURITY;
 CREATE POLICY trap ON a.bare_trap USING (a.bare_trap(cmd));
-CREATE TRIGGER changed AFTER INSERT ON a.trap FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('trapped');
 CREATE TRIGGER changed AFTER INSERT ON a.bare_trap FOR EACH ROW EXECUTE FUNCTION subdispatch.publish_change('trapped');
 SET ROLE a_other;
 SELECT subdispatch.subscribe('trapped', id => 'victim', settings => '{"app.tenant": "2"}');
@@ -202,7 +188,7 @@ SELECT subdispatch.subscribe('forged', id => 'forged');
 RESET ROLE;
 SELECT subdispatch.subscribe('trapped', id => 'exempt');
 SELECT subdispatch.publish('wanted', '"precious"');
-SQL
+MORE
 my @writes = (
 	"UPDATE a.victims SET v = 'written'", "INSERT INTO a.victims VALUES ('written')", 'DELETE FROM a.victims', 'TRUNCATE a.victims', 'DROP TABLE a.victims',
 	"SELECT nextval('a.counter')", "SELECT setval('a.counter', 99)", 'CREATE TABLE a.made (i int)', 'GRANT a_other TO a_owner', 'GRANT ALL ON a.victims TO a_owner',
