@@ -20,6 +20,7 @@
 
 #include "audience.h"
 #include "dispatcher.h"
+#include "growing.h"
 #include "registry.h"
 #include "respond.h"
 #include "visible.h"
@@ -56,13 +57,9 @@ audience_release(void)
 static void
 reserve_pins(int n)
 {
-	if (npins + n <= pins_size)
-		return;
-	pins_size = Max(pins_size * 2, npins + n + STREAMS_PER_LOCK);
-	if (pins)
-		pins = repalloc_huge(pins, pins_size * sizeof(SdStream *));
-	else
-		pins = MemoryContextAllocHuge(TopMemoryContext, pins_size * sizeof(SdStream *));
+	if (npins + n > pins_size)
+		pins = growing_enlarge(pins, &pins_size, npins + n + STREAMS_PER_LOCK, sizeof(SdStream *),
+							   TopMemoryContext);
 }
 
 /*

@@ -23,6 +23,7 @@
 
 #include "allowance.h"
 #include "audience.h"
+#include "growing.h"
 #include "registry.h"
 #include "resolver.h"
 #include "respond.h"
@@ -67,13 +68,7 @@ add_outcome(SdStream *stream, uint64 event_id)
 	Outcome    *o;
 
 	if (noutcomes == outcomes_size)
-	{
-		outcomes_size = outcomes_size ? outcomes_size * 2 : 64;
-		if (outcomes)
-			outcomes = repalloc_huge(outcomes, outcomes_size * sizeof(Outcome));
-		else
-			outcomes = MemoryContextAllocHuge(TopMemoryContext, outcomes_size * sizeof(Outcome));
-	}
+		outcomes = growing_enlarge(outcomes, &outcomes_size, 64, sizeof(Outcome), TopMemoryContext);
 	o = &outcomes[noutcomes++];
 	memset(o, 0, sizeof(Outcome));
 	o->stream = stream;
@@ -87,13 +82,7 @@ static void
 add_work(DispatchEvent *e, SdStream *stream)
 {
 	if (e->nwork == e->work_size)
-	{
-		e->work_size = e->work_size ? e->work_size * 2 : 8;
-		if (e->work)
-			e->work = repalloc_huge(e->work, e->work_size * sizeof(SdStream *));
-		else
-			e->work = MemoryContextAllocHuge(dispatch_context, e->work_size * sizeof(SdStream *));
-	}
+		e->work = growing_enlarge(e->work, &e->work_size, 8, sizeof(SdStream *), dispatch_context);
 	e->work[e->nwork++] = stream;
 }
 

@@ -73,10 +73,11 @@ make_answers(DispatchEvent *e)
 	a->next = 0;
 	if (a->size >= e->npeers)
 		return;
+	a->size = 0;				/* until all are there */
+	a->identities = MemoryContextAlloc(dispatch_context, sizeof(uint64) * e->npeers);
+	a->row = MemoryContextAllocZero(dispatch_context, sizeof(bool) * e->npeers);
+	a->old = MemoryContextAllocZero(dispatch_context, sizeof(bool) * e->npeers);
 	a->size = e->npeers;
-	a->identities = MemoryContextAlloc(dispatch_context, sizeof(uint64) * a->size);
-	a->row = MemoryContextAllocZero(dispatch_context, sizeof(bool) * a->size);
-	a->old = MemoryContextAllocZero(dispatch_context, sizeof(bool) * a->size);
 }
 
 static bool

@@ -21,6 +21,7 @@
 
 #include "utils/memutils.h"
 
+#include "growing.h"
 #include "runners.h"
 #include "stream_private.h"
 
@@ -75,14 +76,8 @@ runners_forget(void)
 static void
 make_room(int n)
 {
-	if (n <= runners_size)
-		return;
-	n += n / 2 + 64;
-	if (runners)
-		runners = repalloc_huge(runners, n * sizeof(Runner));
-	else
-		runners = MemoryContextAllocHuge(TopMemoryContext, n * sizeof(Runner));
-	runners_size = n;
+	if (n > runners_size)
+		runners = growing_enlarge(runners, &runners_size, n + 64, sizeof(Runner), TopMemoryContext);
 }
 
 /* False if there is no room for all of them. */
@@ -126,13 +121,7 @@ static void
 make_groups(void)
 {
 	if (groups_size < nrunners)
-	{
-		groups_size = runners_size;
-		if (groups)
-			groups = repalloc_huge(groups, groups_size * sizeof(RunnerGroup));
-		else
-			groups = MemoryContextAllocHuge(TopMemoryContext, groups_size * sizeof(RunnerGroup));
-	}
+		groups = growing_enlarge(groups, &groups_size, runners_size, sizeof(RunnerGroup), TopMemoryContext);
 	ngroups = 0;
 	for (int i = 0; i < nrunners; i++)
 	{

@@ -69,7 +69,8 @@
  * launcher.c (starts dispatchers), lifecycle.c (DROP, RENAME, ...),
  * replay_drop.c (the same on replicas), stats.c,
  * views.c, views_server.c, metrics.c and walk.c (what can be seen), guc.c and
- * guc_secret.c (settings), ratelimit.c and histogram.c (arithmetic), jsonc.c (json-c).
+ * guc_secret.c (settings), ratelimit.c and histogram.c (arithmetic), jsonc.c (json-c),
+ * growing.h (arrays).
  *
  * LOCK ORDER.  A lock may be taken while those above it are held, never the
  * other way round:
