@@ -365,16 +365,29 @@ split_knows_identity(RlsSplit *split, uint64 identity)
 	return find_identity(split, identity) != NULL;
 }
 
-void
-split_compute_identity(RlsSplit *split, uint64 serial)
+static Identity *
+add_identity(RlsSplit *split, uint64 serial)
 {
+	identities_hash *table;
 	Identity   *identity;
-	int			n = 0;
 	bool		found;
 
 	if (split->identities == NULL || split->identities->members >= MAX_IDENTITIES)
 		make_identities(split);
-	identity = identities_insert(split->identities, serial, &found);
+	/* if it finds no memory when it grows the table is not to be used again */
+	table = split->identities;
+	split->identities = NULL;
+	identity = identities_insert(table, serial, &found);
+	split->identities = table;
+	return identity;
+}
+
+void
+split_compute_identity(RlsSplit *split, uint64 serial)
+{
+	Identity   *identity = add_identity(split, serial);
+	int			n = 0;
+
 	identity->usable = false;	/* if what follows fails */
 	identity->values = NULL;
 	get_ready(split);
