@@ -4,7 +4,7 @@
  *	  Which streams an event concerns.
  *
  * The streams of the event's channel and of '*' are visited in pieces, pinned,
- * with no lock held.  The pins of those that have a resolver are kept until
+ * with no lock held.  The pins of those whose resolver is to be called are kept until
  * audience_release(), so that what is put off can refer to them; they are
  * process-wide and also given back when the process ends.
  *
@@ -36,8 +36,8 @@ static uint64 last_shown = 0;	/* id of an event */
 
 /* ---- pins ---- */
 
-void
-audience_unpin_channel(void)
+static void
+unpin_channel(void)
 {
 	if (pinned_channel)
 		channel_unref(pinned_channel);
@@ -48,7 +48,7 @@ void
 audience_release(void)
 {
 	stream_flush();
-	audience_unpin_channel();
+	unpin_channel();
 	while (npins > 0)
 		stream_unpin(pins[--npins]);
 }
@@ -63,20 +63,25 @@ reserve_pins(int n)
 }
 
 /*
- * Only streams with a resolver are referred to later; a batch visits so many
- * others that their pins would fill the memory.
+ * Only streams whose resolver is to be called are referred to later: the event's
+ * work from "work" on, in the order of the visits.  A batch visits so many others
+ * that their pins would fill the memory.
  */
 static void
-unpin_visited(int first)
+unpin_visited(const DispatchEvent *e, int first, int work)
 {
 	int			n = npins;
 
 	npins = first;
 	for (int i = first; i < n; i++)
-		if (OidIsValid(stream_resolver(pins[i])))
+		if (work < e->nwork && e->work[work] == pins[i])
+		{
 			pins[npins++] = pins[i];
+			work++;
+		}
 		else
 			stream_unpin(pins[i]);
+	Assert(work == e->nwork);
 }
 
 /* ---- which streams an event concerns ---- */
@@ -170,6 +175,7 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 	do
 	{
 		int			first = npins;
+		int			work = e->nwork;
 		SdStreamVec alone;
 
 		reserve_pins(STREAMS_PER_LOCK);
@@ -188,7 +194,7 @@ visit_place(DispatchEvent *e, SdChannel *channel, const Place *place, AudienceVi
 		}
 		e->npeers = 0;
 		stream_flush();
-		unpin_visited(first);
+		unpin_visited(e, first, work);
 		CHECK_FOR_INTERRUPTS();
 	} while (at > 0);
 }
@@ -254,7 +260,7 @@ visit_channel(DispatchEvent *e, const char *name, Size len, uint32 hash, Audienc
 				visit_place(e, channel, &places[i], visit);
 	}
 	visit_place(e, channel, &plain, visit);
-	audience_unpin_channel();
+	unpin_channel();
 }
 
 uint64

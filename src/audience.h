@@ -26,8 +26,7 @@ extern uint64 audience_last_shown(void);
 /* A TRUNCATE has no row: filters have nothing to look at and let it pass. */
 extern bool audience_ignores_filters(const DispatchEvent *e);
 
-/* Gives back what an error left pinned of a visit, or all pins. */
-extern void audience_unpin_channel(void);
+/* Gives back all pins, also those that an error left. */
 extern void audience_release(void);
 
 #endif							/* SD_AUDIENCE_H */

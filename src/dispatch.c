@@ -312,8 +312,11 @@ attempt(Try *t)
 		LWLockReleaseAll();
 		security_reset();
 		respond_forget();
-		stream_flush();
-		audience_unpin_channel();
+		/* else all is shown anew */
+		if (t->what == TRY_RESOLVE)
+			stream_flush();
+		else
+			audience_release();
 		visible_note_error();
 		attempt_end();
 		stats_add(&dispatch_self()->stats, SD_STAT_DISPATCH_ERRORS, 1);

@@ -28,7 +28,7 @@ slurp_file("/proc/$pid/status") =~ /VmSize:\s+(\d+) kB/ or die 'no VmSize';
 my $size = $1;
 my $lost = 0;
 # A little more each time: it runs short in one place after the other.
-foreach my $more (map { $_ * 128 } 0 .. 12)
+foreach my $more (map { $_ * 64 } 0 .. 12)
 {
 	my $bytes = ($size + $more) * 1024;
 	system('prlimit', '--pid', $pid, "--as=$bytes:") == 0 or die 'prlimit failed';
@@ -51,7 +51,7 @@ ok(dispatched($node), 'dispatched');
 is($node->safe_psql('postgres', "SELECT count(*) FROM subdispatch.poll('all', 100000, max_bytes => 100000000) WHERE event_id IS NOT NULL"), $many, 'all have the next event');
 is((dispatcher_pids($node))[0], $pid, 'by the same dispatcher');
 unlike(slurp_file($node->logfile), qr/terminated by signal/, 'and no process has crashed');
-$node->safe_psql('postgres', 'SELECT subdispatch.unsubscribe(id) FROM subdispatch.subscriptions');
+$node->safe_psql('postgres', "SELECT subdispatch.unsubscribe('few'), subdispatch.close_consumer('all')");
 is(memory_in_use($node), 0, 'all memory is back');
 $node->stop;
 done_testing();
