@@ -9,7 +9,7 @@
 #   make clangcheck                   clang's warnings, as errors
 #
 # Options of check: TESTS="regress isolation tap unit demo", REGRESS=name, ISOLATION=name, PROVE_TESTS=test/t/name.pl,
-# ASSERT=only|no, PROVE_FLAGS=…   Options of demo: SERVERS=1|2, DURATION=seconds, CLIENTS=n, SCALE=n,
+# ASSERT=only|no, SANITIZE=1, PROVE_FLAGS=…   Options of demo: SERVERS=1|2, DURATION=seconds, CLIENTS=n, SCALE=n,
 #   IDLE_SUBSCRIPTIONS=n
 # Options of bench: BENCH="name …", RUNS=rounds, SECONDS=s, QUICK=1, README=1
 

@@ -21,6 +21,7 @@ TESTS=${TESTS//[,|]/ }
 for t in $TESTS; do
 	case $t in regress | isolation | tap | unit | demo) ;; *) die "TESTS knows regress, isolation, tap, unit and demo, not $t" ;; esac
 done
+if [ -n "${SANITIZE:=}" ]; then ASSERT=only; fi
 case ${ASSERT:=} in '' | no | only) ;; *) die "ASSERT is only or no" ;; esac
 
 wanted() { [[ " $TESTS " = *" $1 "* ]]; }
@@ -234,12 +235,17 @@ make_base
 rm -rf "$OUTPUT"
 install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
 choose_user
+if [ -n "$SANITIZE" ]; then
+	"${AS[@]}" mkdir "$BASE/sanitizer"
+	AS+=("UBSAN_OPTIONS=print_stacktrace=1:log_path=$BASE/sanitizer/report")
+fi
 
 builds=()
 for b in assert plain; do
 	case $ASSERT/$b in no/assert | only/plain) continue ;; esac
 	flags=(COPT=-Werror)
 	if [ $b = assert ]; then flags+=(PG_CFLAGS=-DUSE_ASSERT_CHECKING); fi
+	if [ -n "$SANITIZE" ]; then flags+=("COPT=-O1 -fno-omit-frame-pointer -fsanitize=undefined"); fi
 	say "build ($b)"
 	start=$SECONDS
 	if build $b "${flags[@]}"; then
@@ -265,6 +271,12 @@ case " ${builds[*]} " in
 esac
 
 if wanted demo; then demo; fi
+
+# Each process writes what the sanitizer finds in it to a file of its own.
+if [ -n "$SANITIZE" ]; then
+	mapfile -t reports < <(find "$BASE/sanitizer" -type f)
+	if [ ${#reports[@]} != 0 ]; then failed_step sanitizer sanitizer "${reports[@]}"; fi
+fi
 
 if [ $((passed + failed)) = 0 ]; then
 	say "no test was run"
