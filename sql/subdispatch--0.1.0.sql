@@ -323,7 +323,9 @@ AS 'MODULE_PATHNAME', 'subdispatch_list_workers';
 COMMENT ON FUNCTION subdispatch.list_workers() IS
   'Behind the view workers. Members of pg_monitor only';
 
-CREATE VIEW subdispatch.subscriptions AS SELECT * FROM subdispatch.list_subscriptions();
+-- In a target list, so that rows come as they are asked for; in FROM all would be collected before the first.
+CREATE VIEW subdispatch.subscriptions AS
+  SELECT (listed.subscription).* FROM (SELECT subdispatch.list_subscriptions() AS subscription) AS listed;
 COMMENT ON VIEW subdispatch.subscriptions IS
   'This database''s subscriptions: one''s own, all of them for members of pg_monitor';
 CREATE FUNCTION subdispatch.subscription(id pg_catalog.text)

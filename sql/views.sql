@@ -36,6 +36,24 @@ SELECT responses_delivered - :delivered AS delivered, events_dispatched - :event
 SELECT subdispatch.complete('c');
 SELECT state = (SELECT state FROM subdispatch.subscriptions WHERE id = 'a') AS same_state FROM subdispatch.subscriptions WHERE id = 'c';
 
+-- Row by row: a cursor may stop anywhere, a statement does not see what it makes or has ended, and joins, sorts and whole rows are as of a table.
+SELECT count(subdispatch.subscribe('many', id => 'm' || i, consumer => 'm')) FROM generate_series(1, 100) i;
+BEGIN;
+DECLARE page CURSOR FOR SELECT channel, state FROM subdispatch.subscriptions WHERE channel = 'many';
+FETCH 2 FROM page;
+SELECT count(*) FROM subdispatch.subscriptions WHERE channel = 'many';
+FETCH 1 FROM page;
+COMMIT;
+SELECT count(subdispatch.subscribe('more', id => 'more ' || id)) FROM subdispatch.subscriptions WHERE channel IN ('many', 'more');
+SELECT count(*) FROM subdispatch.subscriptions WHERE channel = 'more';
+SELECT count(*) AS ended, bool_and(subdispatch.unsubscribe(id)) AS all FROM subdispatch.subscriptions WHERE channel = 'more';
+SELECT count(*), count(DISTINCT b) AS rows FROM subdispatch.subscriptions a JOIN subdispatch.subscriptions b USING (id) WHERE a.channel = 'many' AND b.state = 'active';
+SELECT id, max_pending > 0 AS pending, end_reason FROM subdispatch.subscriptions WHERE channel = 'many' ORDER BY created_at, id LIMIT 2;
+SELECT channel, count(*), max(id), sum(pending) FROM subdispatch.subscriptions WHERE consumer = 'm' GROUP BY 1;
+SELECT array_agg((s).id ORDER BY (s).id) = array_agg(s.id ORDER BY s.id) AS whole_rows FROM subdispatch.subscriptions s WHERE channel = 'many';
+SELECT (subdispatch.subscription('m7')).id, (SELECT s.id FROM subdispatch.subscription('m7') s), (SELECT l.id FROM subdispatch.list_subscriptions() l WHERE l.id = 'm7');
+SELECT subdispatch.close_consumer('m');
+
 -- Workers: the launcher, and this database's dispatchers.
 SELECT kind, count(*), bool_and(w.pid IS NOT NULL AND w.state IS NOT NULL) AS running FROM subdispatch.workers w WHERE kind <> 'launcher' AND database::text = current_database() GROUP BY kind;
 SELECT count(*) AS launchers FROM subdispatch.workers WHERE kind = 'launcher';

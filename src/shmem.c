@@ -514,27 +514,70 @@ fetch_lines(const char *p)
 		__builtin_prefetch(p + i * PG_CACHE_LINE_SIZE / 2);
 }
 
+/* The same of what the pointer at that place points to. */
+static void
+fetch_pointed(const char *node, Size pointer_at)
+{
+	const char *pointed = (const char *) sd_at(*(const volatile SdRef *) (node + pointer_at));
+
+	if (!in_area(pointed, 1))
+		return;
+	(void) *(const volatile char *) pointed;
+	fetch_lines(pointed);
+}
+
+/* Begins to fetch it, and puts it down to be looked at; returns how many there are. */
+static int
+fetch_begin(const char **nodes, int n, SdRef ref, Size size)
+{
+	const char *node = (const char *) sd_at(ref);
+
+	if (!in_area(node, size))
+		return n;
+	__builtin_prefetch(node);
+	nodes[n] = node;
+	return n + 1;
+}
+
+/*
+ * Up to FETCH_BUCKETS chains at once: first the first member of each, then the
+ * second of each that has one, and so on, so that the waits overlap.
+ */
+#define FETCH_BUCKETS	64
+#define FETCH_DEPTH		4
+
+static void
+fetch_chains(const SdHash *table, uint64 from, uint64 to, Size pointer_at)
+{
+	Size		size = Max(pointer_at + sizeof(SdRef), sizeof(SdHashNode));
+	const char *nodes[FETCH_BUCKETS];
+	int			n = 0;
+
+	for (uint64 b = from; b < to; b++)
+		n = fetch_begin(nodes, n, *(volatile SdRef *) &table->buckets[b], size);
+	for (int depth = 0; depth < FETCH_DEPTH && n > 0; depth++)
+	{
+		int			nnext = 0;
+
+		for (int i = 0; i < n; i++)
+		{
+			const char *node = nodes[i];
+
+			fetch_lines(node);
+			if (pointer_at > 0)
+				fetch_pointed(node, pointer_at);
+			nnext = fetch_begin(nodes, nnext, ((const volatile SdHashNode *) node)->next, size);
+		}
+		n = nnext;
+	}
+}
+
 void
 sd_hash_fetch(const SdHash *table, uint64 from, uint64 to, Size pointer_at)
 {
 	to = Min(to, (uint64) table->mask + 1);
-	for (uint64 b = from; b < to; b++)
-		__builtin_prefetch(sd_at(*(volatile SdRef *) &table->buckets[b]));
-	for (uint64 b = from; b < to; b++)
-	{
-		const char *node = (const char *) sd_at(*(volatile SdRef *) &table->buckets[b]);
-		const char *pointed;
-
-		if (!in_area(node, pointer_at + sizeof(SdRef)))
-			continue;
-		pointed = (const char *) sd_at(*(const volatile SdRef *) (node + pointer_at));
-		fetch_lines(node);
-		if (pointer_at > 0 && in_area(pointed, 1))
-		{
-			(void) *(const volatile char *) pointed;
-			fetch_lines(pointed);
-		}
-	}
+	for (; from < to; from += FETCH_BUCKETS)
+		fetch_chains(table, from, Min(to, from + FETCH_BUCKETS), pointer_at);
 }
 
 /* ---- waking ---- */

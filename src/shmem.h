@@ -60,8 +60,8 @@ extern void sd_hash_remove(SdHash *table, SdHashNode *node);
 
 /*
  * To be called before the table's lock is taken for a walk from bucket "from" up
- * to "to": fetches the first member of each chain, and what the pointer at the
- * given place in it (0: none) points to, so that nobody has to wait meanwhile.
+ * to "to": fetches the members of the chains, and what the pointer at the given
+ * place in them (0: none) points to, so that nobody has to wait meanwhile.
  */
 extern void sd_hash_fetch(const SdHash *table, uint64 from, uint64 to, Size pointer_at);
 

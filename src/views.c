@@ -6,6 +6,12 @@
  * Each shows the current database's rows, those that the current role owns;
  * members of pg_monitor see all of them.
  *
+ * There may be a million subscriptions.  So they are given row by row, as they
+ * are asked for: the view calls its function in a target list, where PostgreSQL
+ * does not collect all rows before it looks at the first, as it does in FROM.
+ * A row is an expanded record, out of which a column is taken at once; out of a
+ * tuple, it would take a look at all those before it.
+ *
  * Locks: see walk.c; streams' and consumers' reading locks in shared mode
  * inside of these.
  *
@@ -17,6 +23,8 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
+#include "utils/datum.h"
+#include "utils/expandedrecord.h"
 #include "utils/hsearch.h"
 
 #include "ack.h"
@@ -31,9 +39,9 @@ PG_FUNCTION_INFO_V1(subdispatch_subscription);
 PG_FUNCTION_INFO_V1(subdispatch_list_consumers);
 PG_FUNCTION_INFO_V1(subdispatch_list_channels);
 
-/* Begins a walk whose rows go to the function's result. */
+/* Makes a walk of what the current role may see; it is to be given a collect. */
 static void
-begin_walk(SdWalk *walk, const SdHash *table, Size row_size)
+init_walk(SdWalk *walk, const SdHash *table, Size row_size)
 {
 	memset(walk, 0, sizeof(SdWalk));
 	walk->table = table;
@@ -44,10 +52,13 @@ begin_walk(SdWalk *walk, const SdHash *table, Size row_size)
 
 /* ---- subscriptions ---- */
 
+/* What lasts from the first row to the last. */
 typedef struct Subscriptions
 {
-	ReturnSetInfo *rsinfo;
+	SdWalk		walk;
+	ExpandedRecordHeader *record;	/* the row; what it refers to is the walk's */
 	const char *id;				/* NULL: all */
+	uint64		last_serial;	/* none that was made later */
 	Datum		empty;			/* {} */
 } Subscriptions;
 
@@ -131,8 +142,8 @@ collect_definition(SdWalk *walk, SubscriptionRow *row, SdSubscription *sub)
 	row->owner = subscription_owner(sub);
 	row->role = identity->role;
 	row->resolver = stream_resolver(stream);
-	row->id = walk_copy_string(walk, sub_id(sub));
-	row->channel = walk_copy(walk, stream_channel(stream)->name, stream_channel(stream)->namelen + 1);
+	row->id = walk_copy_text(walk, sub_id(sub), sub->id_len);
+	row->channel = walk_copy_text(walk, stream_channel(stream)->name, stream_channel(stream)->namelen);
 	row->variables = walk_copy_jsonb(walk, stream_variables(stream));
 	if (sub->variables != 0)
 		row->variables = walk_copy_jsonb(walk, sub->strings + sub->variables);
@@ -144,9 +155,9 @@ collect_definition(SdWalk *walk, SubscriptionRow *row, SdSubscription *sub)
 	if (sub->operation_name != 0)
 		row->operation_name = walk_copy_string(walk, sub->strings + sub->operation_name);
 	if (sub_connection(sub))
-		row->connection_id = walk_copy(walk, sub_connection(sub)->name, sub_connection(sub)->namelen + 1);
+		row->connection_id = walk_copy_text(walk, sub_connection(sub)->name, sub_connection(sub)->namelen);
 	if (sub_consumer(sub))
-		row->consumer = walk_copy(walk, sub_consumer(sub)->name, sub_consumer(sub)->namelen + 1);
+		row->consumer = walk_copy_text(walk, sub_consumer(sub)->name, sub_consumer(sub)->namelen);
 	row->response_key = walk_copy_string(walk, stream_response_key(stream));
 	row->created_at = sub->created_at;
 	row->last_polled_at = last_polled(sub);
@@ -156,15 +167,20 @@ collect_definition(SdWalk *walk, SubscriptionRow *row, SdSubscription *sub)
 	row->overflow = sub->overflow;
 }
 
+/*
+ * A statement may subscribe for each row that it sees here; those it makes are
+ * left out, or it might not come to an end.
+ */
 static void
 collect_subscription(SdWalk *walk, SdHashNode *node)
 {
 	SdSubscription *sub = (SdSubscription *) node;
-	const char *id = ((Subscriptions *) walk->arg)->id;
+	Subscriptions *subscriptions = walk->arg;
 	SubscriptionRow *row;
 
 	if (!walk_visible(walk, sub->dboid, subscription_owner(sub), MyDatabaseId) ||
-		(id && strcmp(sub->strings, id) != 0))
+		sub->serial > subscriptions->last_serial ||
+		(subscriptions->id && strcmp(sub_id(sub), subscriptions->id) != 0))
 		return;
 	row = walk_row(walk);
 	if (row == NULL)
@@ -187,91 +203,141 @@ state_name(SdEnd end, bool paused, bool resuming)
 	}
 }
 
+static void
+put_copied(SdRow *row, SdWalk *walk, SdCopied at)
+{
+	row_put(row, PointerGetDatum(walk_copied(walk, at)), at == 0);
+}
+
 /* A jsonb column that is {} where nothing was given. */
 static void
-put_object(SdRow *row, Jsonb *jb, Datum empty)
+put_object(SdRow *row, Subscriptions *s, SdCopied at)
 {
-	row_put(row, jb ? JsonbPGetDatum(jb) : empty, false);
+	row_put(row, at == 0 ? s->empty : PointerGetDatum(walk_copied(&s->walk, at)), false);
 }
 
 static void
-emit_subscription(SdWalk *walk, void *r)
+put_subscription(SdRow *row, Subscriptions *s, SubscriptionRow *r)
 {
-	SubscriptionRow *s = r;
-	Subscriptions *subscriptions = walk->arg;
-	Datum		empty = subscriptions->empty;
+	SdWalk	   *walk = &s->walk;
+
+	row->n = 0;
+	put_copied(row, walk, r->id);
+	row_put_oid(row, r->owner);
+	row_put_oid(row, r->role);
+	put_copied(row, walk, r->channel);
+	row_put_oid(row, r->resolver);
+	put_object(row, s, r->variables);
+	put_object(row, s, r->filter);
+	put_object(row, s, r->context);
+	put_copied(row, walk, r->operation_name);
+	put_copied(row, walk, r->operation_id);
+	put_copied(row, walk, r->connection_id);
+	put_copied(row, walk, r->consumer);
+	row_put_string(row, state_name(r->end, r->paused, r->resuming));
+	row_put_int8(row, r->pending);
+	row_put_int8(row, r->delivered);
+	row_put_int8(row, r->dropped);
+	row_put_int8(row, r->rate_limited);
+	row_put_int8(row, r->errors);
+	row_put_time(row, r->created_at);
+	row_put_time(row, r->last_polled_at);
+	put_object(row, s, r->settings);
+	put_copied(row, walk, r->response_key);
+	row_put(row, Float8GetDatum(r->rate_limit), r->rate_limit == 0);
+	row_put(row, Int32GetDatum(r->burst), r->rate_limit == 0);
+	row_put(row, Int32GetDatum((int32) r->max_pending), false);
+	row_put_string(row, overflow_names[r->overflow]);
+	row_put_time(row, r->ended_at);
+	row_put_string(row, r->end > SD_END_COMPLETE ? stream_end_message(r->end) : NULL);
+}
+
+/* In the memory of all calls.  The caller begins the walk. */
+static Subscriptions *
+make_subscriptions(FunctionCallInfo fcinfo)
+{
+	Subscriptions *s = palloc0(sizeof(Subscriptions));
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	s->record = make_expanded_record_from_tupdesc(BlessTupleDesc(desc), CurrentMemoryContext);
+	s->last_serial = pg_atomic_read_u64(&sd_shared->serials);
+	s->empty = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	init_walk(&s->walk, &sd_shared->subscriptions, sizeof(SubscriptionRow));
+	s->walk.fetch = offsetof(SdSubscription, stream);
+	s->walk.collect = collect_subscription;
+	s->walk.arg = s;
+	return s;
+}
+
+/* Valid until the next one, as all that is made for a row. */
+static Datum
+make_record(Subscriptions *s, const SdRow *row)
+{
+	ExpandedRecordHeader *record = s->record;
+
+	Assert(row->n == record->nfields);
+	memcpy(record->dvalues, row->values, row->n * sizeof(Datum));
+	memcpy(record->dnulls, row->nulls, row->n * sizeof(bool));
+	record->flags |= ER_FLAG_DVALUES_VALID;
+	record->flat_size = 0;		/* not known of this one */
+	return ExpandedRecordGetRODatum(record);
+}
+
+static Datum
+next_subscription(FunctionCallInfo fcinfo)
+{
+	FuncCallContext *funcctx = SRF_PERCALL_SETUP();
+	Subscriptions *s = funcctx->user_fctx;
+	SubscriptionRow *r = walk_next(&s->walk);
 	SdRow		row;
 
-	row.n = 0;
-	row_put_string(&row, walk_copied(walk, s->id));
-	row_put_oid(&row, s->owner);
-	row_put_oid(&row, s->role);
-	row_put_string(&row, walk_copied(walk, s->channel));
-	row_put_oid(&row, s->resolver);
-	put_object(&row, walk_copied(walk, s->variables), empty);
-	put_object(&row, walk_copied(walk, s->filter), empty);
-	put_object(&row, walk_copied(walk, s->context), empty);
-	row_put_string(&row, walk_copied(walk, s->operation_name));
-	row_put_string(&row, walk_copied(walk, s->operation_id));
-	row_put_string(&row, walk_copied(walk, s->connection_id));
-	row_put_string(&row, walk_copied(walk, s->consumer));
-	row_put_string(&row, state_name(s->end, s->paused, s->resuming));
-	row_put_int8(&row, s->pending);
-	row_put_int8(&row, s->delivered);
-	row_put_int8(&row, s->dropped);
-	row_put_int8(&row, s->rate_limited);
-	row_put_int8(&row, s->errors);
-	row_put_time(&row, s->created_at);
-	row_put_time(&row, s->last_polled_at);
-	put_object(&row, walk_copied(walk, s->settings), empty);
-	row_put_string(&row, walk_copied(walk, s->response_key));
-	row_put(&row, Float8GetDatum(s->rate_limit), s->rate_limit == 0);
-	row_put(&row, Int32GetDatum(s->burst), s->rate_limit == 0);
-	row_put(&row, Int32GetDatum((int32) s->max_pending), false);
-	row_put_string(&row, overflow_names[s->overflow]);
-	row_put_time(&row, s->ended_at);
-	row_put_string(&row, s->end > SD_END_COMPLETE ? stream_end_message(s->end) : NULL);
-	row_store(subscriptions->rsinfo, &row);
-}
-
-static void
-begin_subscriptions(FunctionCallInfo fcinfo, SdWalk *walk, Subscriptions *subscriptions)
-{
-	InitMaterializedSRF(fcinfo, 0);
-	subscriptions->rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	subscriptions->empty = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
-	begin_walk(walk, &sd_shared->subscriptions, sizeof(SubscriptionRow));
-	walk->fetch = offsetof(SdSubscription, stream);
-	walk->collect = collect_subscription;
-	walk->emit = emit_subscription;
-	walk->arg = subscriptions;
+	if (r == NULL)
+		SRF_RETURN_DONE(funcctx);
+	put_subscription(&row, s, r);
+	SRF_RETURN_NEXT(funcctx, make_record(s, &row));
 }
 
 Datum
 subdispatch_list_subscriptions(PG_FUNCTION_ARGS)
 {
-	SdWalk		walk;
-	Subscriptions subscriptions = {0};
+	if (SRF_IS_FIRSTCALL())
+	{
+		FuncCallContext *funcctx;
+		MemoryContext old;
+		Subscriptions *s;
 
-	sd_require_preload();
-	begin_subscriptions(fcinfo, &walk, &subscriptions);
-	walk_run(&walk);
-	return (Datum) 0;
+		sd_require_preload();
+		funcctx = SRF_FIRSTCALL_INIT();
+		old = MemoryContextSwitchTo(funcctx->multi_call_memory_ctx);
+		funcctx->user_fctx = s = make_subscriptions(fcinfo);
+		walk_begin(&s->walk);
+		MemoryContextSwitchTo(old);
+	}
+	return next_subscription(fcinfo);
 }
 
 /* One of the caller's own, found by its id. */
 Datum
 subdispatch_subscription(PG_FUNCTION_ARGS)
 {
-	SdWalk		walk;
-	Subscriptions subscriptions = {0};
+	if (SRF_IS_FIRSTCALL())
+	{
+		FuncCallContext *funcctx;
+		MemoryContext old;
+		Subscriptions *s;
 
-	sd_require_preload();
-	subscriptions.id = arg_key(fcinfo, 0, "id");
-	begin_subscriptions(fcinfo, &walk, &subscriptions);
-	walk.all = false;
-	walk_look_up(&walk, subscription_hash(GetUserId(), subscriptions.id));
-	return (Datum) 0;
+		sd_require_preload();
+		funcctx = SRF_FIRSTCALL_INIT();
+		old = MemoryContextSwitchTo(funcctx->multi_call_memory_ctx);
+		funcctx->user_fctx = s = make_subscriptions(fcinfo);
+		s->walk.all = false;
+		s->id = arg_key(fcinfo, 0, "id");
+		walk_begin_look_up(&s->walk, subscription_hash(s->walk.user, s->id));
+		MemoryContextSwitchTo(old);
+	}
+	return next_subscription(fcinfo);
 }
 
 /* ---- consumers ---- */
@@ -279,7 +345,7 @@ subdispatch_subscription(PG_FUNCTION_ARGS)
 typedef struct ConsumerRow
 {
 	SdConsumer *consumer;		/* the key; only ever compared */
-	char	   *name;			/* palloc'd */
+	Datum		name;
 	SdCopied	copied_name;
 	Oid			owner;
 	uint32		nsubscriptions;
@@ -309,7 +375,7 @@ collect_consumer(SdWalk *walk, SdHashNode *node)
 	if (row == NULL)
 		return;
 	row->consumer = consumer;
-	row->copied_name = walk_copy(walk, consumer->name, consumer->namelen + 1);
+	row->copied_name = walk_copy_text(walk, consumer->name, consumer->namelen);
 	row->owner = consumer->owner;
 	row->nsubscriptions = consumer->nsubscriptions;
 	row->pending_since = (TimestampTz) pg_atomic_read_u64(&consumer->pending_since);
@@ -323,9 +389,11 @@ emit_consumer(SdWalk *walk, void *r)
 	ConsumerRow *row = r;
 	Consumers  *consumers = walk->arg;
 	ConsumerRow *entry = hash_search(consumers->table, &row->consumer, HASH_ENTER, NULL);
+	MemoryContext old = MemoryContextSwitchTo(consumers->context);
 
 	*entry = *row;
-	entry->name = MemoryContextStrdup(consumers->context, walk_copied(walk, row->copied_name));
+	entry->name = datumCopy(PointerGetDatum(walk_copied(walk, row->copied_name)), false, -1);
+	MemoryContextSwitchTo(old);
 }
 
 /* Adds a subscription's pending to its consumer's; finding allocates nothing. */
@@ -372,7 +440,7 @@ store_consumer(ReturnSetInfo *rsinfo, ConsumerRow *c)
 {
 	SdRow			row = {0};
 
-	row_put_string(&row, c->name);
+	row_put(&row, c->name, false);
 	row_put_oid(&row, c->owner);
 	row_put_int8(&row, c->nsubscriptions);
 	row_put_int8(&row, c->pending);
@@ -400,7 +468,7 @@ subdispatch_list_consumers(PG_FUNCTION_ARGS)
 	consumers.table = hash_create("subdispatch consumers", 64, &ctl,
 								  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 
-	begin_walk(&walk, &sd_shared->consumers, sizeof(ConsumerRow));
+	init_walk(&walk, &sd_shared->consumers, sizeof(ConsumerRow));
 	walk.collect = collect_consumer;
 	walk.emit = emit_consumer;
 	walk.arg = &consumers;
@@ -408,7 +476,7 @@ subdispatch_list_consumers(PG_FUNCTION_ARGS)
 
 	if (hash_get_num_entries(consumers.table) > 0)
 	{
-		begin_walk(&walk, &sd_shared->subscriptions, sizeof(int));
+		init_walk(&walk, &sd_shared->subscriptions, sizeof(int));
 		walk.fetch = offsetof(SdSubscription, stream);
 		walk.collect = collect_pending;
 		walk.arg = &consumers;
@@ -490,7 +558,7 @@ collect_channel(SdWalk *walk, SdHashNode *node)
 	if (row == NULL)
 		return;
 	row->channel = channel;
-	row->name = walk_copy(walk, channel->name, channel->namelen + 1);
+	row->name = walk_copy_text(walk, channel->name, channel->namelen);
 	row->subscriptions = channel->nsubscriptions;
 	row->streams = channel->nstreams;
 	row->events = pg_atomic_read_u64(&channel->events);
@@ -518,7 +586,7 @@ emit_channel(SdWalk *walk, void *r)
 		c->subscriptions = own->subscriptions;
 		c->streams = own->streams;
 	}
-	row_put_string(&row, walk_copied(walk, c->name));
+	put_copied(&row, walk, c->name);
 	row_put_int8(&row, c->subscriptions);
 	row_put_int8(&row, c->streams);
 	row_put(&row, Int64GetDatum((int64) c->events), channels->own != NULL);
@@ -536,7 +604,7 @@ subdispatch_list_channels(PG_FUNCTION_ARGS)
 
 	sd_require_preload();
 	InitMaterializedSRF(fcinfo, 0);
-	begin_walk(&walk, &sd_shared->streams, sizeof(OwnChannel));
+	init_walk(&walk, &sd_shared->streams, sizeof(OwnChannel));
 	if (!walk.all)
 	{
 		ctl.hcxt = CurrentMemoryContext;
@@ -547,7 +615,7 @@ subdispatch_list_channels(PG_FUNCTION_ARGS)
 		walk.arg = &channels;
 		walk_run(&walk);
 	}
-	begin_walk(&walk, &sd_shared->channels, sizeof(ChannelRow));
+	init_walk(&walk, &sd_shared->channels, sizeof(ChannelRow));
 	walk.collect = collect_channel;
 	walk.emit = emit_channel;
 	walk.arg = &channels;

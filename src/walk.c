@@ -71,12 +71,12 @@ walk_copy(SdWalk *walk, const void *src, Size len)
 SdCopied
 walk_copy_text(SdWalk *walk, const char *s, Size len)
 {
-	SdCopied	at = take_room(walk, len + 1);
+	SdCopied	at = s == NULL ? 0 : take_room(walk, VARHDRSZ + len);
 
 	if (at != 0)
 	{
-		memcpy(walk->bytes + at, s, len);
-		walk->bytes[at + len] = '\0';
+		SET_VARSIZE(walk->bytes + at, VARHDRSZ + len);
+		memcpy(VARDATA(walk->bytes + at), s, len);
 	}
 	return at;
 }
@@ -84,7 +84,7 @@ walk_copy_text(SdWalk *walk, const char *s, Size len)
 SdCopied
 walk_copy_string(SdWalk *walk, const char *s)
 {
-	return s == NULL ? 0 : walk_copy(walk, s, strlen(s) + 1);
+	return walk_copy_text(walk, s, s ? strlen(s) : 0);
 }
 
 /* A varlena with a four-byte header, as all in shared memory have. */
@@ -97,7 +97,7 @@ walk_copy_jsonb(SdWalk *walk, const void *jsonb)
 static void
 start_lot(SdWalk *walk)
 {
-	walk->nrows = 0;
+	walk->nrows = walk->next_row = 0;
 	walk->nbytes = MAXIMUM_ALIGNOF; /* so that no copy is at 0 */
 	walk->full = false;
 }
@@ -119,7 +119,6 @@ enlarge(SdWalk *walk)
 static uint64
 collect_lot(SdWalk *walk, uint64 bucket, uint64 end)
 {
-	end = Min(end, bucket + LOT_BUCKETS);
 	while (bucket < end)
 	{
 		int			nrows = walk->nrows;
@@ -138,75 +137,96 @@ collect_lot(SdWalk *walk, uint64 bucket, uint64 end)
 	return bucket;
 }
 
-/* The buckets from the one to the other, which is left out. */
+/*
+ * The next lot.  Of the subscriptions, which one id lock guards: a lot ends where
+ * the lock's part of them does.
+ */
 static void
-run_partition(SdWalk *walk, uint64 bucket, uint64 end, LWLock *lock, MemoryContext cxt)
+next_lot(SdWalk *walk)
 {
-	uint64		fetched = bucket;
+	LWLock	   *lock = NULL;
+	uint64		end = walk->end;
 
-	while (bucket < end)
+	if (walk->table == &sd_shared->subscriptions)
 	{
-		start_lot(walk);
-		if (bucket >= fetched)
-		{
-			fetched = Min(end, bucket + LOT_BUCKETS);
-			sd_hash_fetch(walk->table, bucket, fetched, walk->fetch);
-		}
-		LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-		if (lock)
-			LWLockAcquire(lock, LW_SHARED);
-		bucket = collect_lot(walk, bucket, end);
-		if (lock)
-			LWLockRelease(lock);
-		LWLockRelease(&sd_shared->registry_lock);
+		uint64		partition = walk->bucket / SD_ID_PARTITION_BUCKETS;
 
-		if (walk->full && walk->nrows == 0)
-			enlarge(walk);
-		for (int i = 0; i < walk->nrows; i++)
-		{
-			MemoryContext old = MemoryContextSwitchTo(cxt);
-
-			walk->emit(walk, walk->rows + walk->row_size * i);
-			MemoryContextSwitchTo(old);
-			MemoryContextReset(cxt);
-		}
-		CHECK_FOR_INTERRUPTS();
+		lock = &sd_shared->id_locks[partition];
+		end = Min(end, (partition + 1) * SD_ID_PARTITION_BUCKETS);
 	}
+	start_lot(walk);
+	if (walk->bucket >= walk->fetched)
+	{
+		walk->fetched = Min(end, walk->bucket + LOT_BUCKETS);
+		sd_hash_fetch(walk->table, walk->bucket, walk->fetched, walk->fetch);
+	}
+	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
+	if (lock)
+		LWLockAcquire(lock, LW_SHARED);
+	walk->bucket = collect_lot(walk, walk->bucket, Min(end, walk->fetched));
+	if (lock)
+		LWLockRelease(lock);
+	LWLockRelease(&sd_shared->registry_lock);
+	if (walk->full && walk->nrows == 0)
+		enlarge(walk);
 }
 
-/* The same, of any partitions. */
 static void
-run(SdWalk *walk, uint64 bucket, uint64 end)
+begin(SdWalk *walk, uint64 bucket, uint64 end)
 {
-	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "subdispatch view row",
-											  ALLOCSET_DEFAULT_SIZES);
-	uint64		n = SD_ID_PARTITION_BUCKETS;
-
 	walk->max_rows = LOT_ROWS;
 	walk->max_bytes = LOT_BYTES;
 	walk->rows = palloc(walk->row_size * walk->max_rows);
 	walk->bytes = palloc(walk->max_bytes);
-	if (walk->table != &sd_shared->subscriptions)
-		run_partition(walk, bucket, end, NULL, cxt);
-	else
-		for (; bucket < end; bucket = (bucket / n + 1) * n)
-			run_partition(walk, bucket, Min(end, (bucket / n + 1) * n),
-						  &sd_shared->id_locks[bucket / n], cxt);
-	pfree(walk->rows);
-	pfree(walk->bytes);
-	MemoryContextDelete(cxt);
+	walk->bucket = walk->fetched = bucket;
+	walk->end = end;
+	walk->nrows = walk->next_row = 0;
+}
+
+void
+walk_begin(SdWalk *walk)
+{
+	begin(walk, 0, (uint64) walk->table->mask + 1);
+}
+
+void
+walk_begin_look_up(SdWalk *walk, uint32 hash)
+{
+	uint64		bucket = hash & walk->table->mask;
+
+	begin(walk, bucket, bucket + 1);
+}
+
+void *
+walk_next(SdWalk *walk)
+{
+	while (walk->next_row == walk->nrows)
+	{
+		if (walk->bucket >= walk->end)
+			return NULL;
+		CHECK_FOR_INTERRUPTS();
+		next_lot(walk);
+	}
+	return walk->rows + walk->row_size * walk->next_row++;
 }
 
 void
 walk_run(SdWalk *walk)
 {
-	run(walk, 0, (uint64) walk->table->mask + 1);
-}
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext, "subdispatch view row",
+											  ALLOCSET_DEFAULT_SIZES);
+	void	   *row;
 
-void
-walk_look_up(SdWalk *walk, uint32 hash)
-{
-	uint64		bucket = hash & walk->table->mask;
+	walk_begin(walk);
+	while ((row = walk_next(walk)) != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(cxt);
 
-	run(walk, bucket, bucket + 1);
+		walk->emit(walk, row);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(cxt);
+	}
+	pfree(walk->rows);
+	pfree(walk->bytes);
+	MemoryContextDelete(cxt);
 }
