@@ -1,16 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * consumer_read.c
- *	  Reading a consumer's subscriptions, and waiting for any of them.
+ *	  Reading a consumer's subscriptions; consumer_wait.c waits for them.
  *
  * The links that may have something stand in the consumer's ready list and
  * take turns, so that none is starved; a link's turn gives one response of each
  * of its subscriptions that may have one.
  *
  * A call that reads much does so in turns of a batch each, and takes the locks
- * anew for each.  What it reads with an acknowledgement goes into the
- * outstanding batch under these same locks (ack.c): an error may come out
- * between two turns, never within one.
+ * anew for each, and within a turn after READ_WORK.  What it reads with an
+ * acknowledgement goes into the outstanding batch under these same locks
+ * (ack.c): an error may come out between two turns, never within one.  So such
+ * a turn ends where others only pause.
  *
  * Locks: registry_lock shared and the consumer's reading lock; then streams'
  * locks, then the consumer's mutex.  None is held while a call waits, composes
@@ -28,19 +29,28 @@
 #include "reader_private.h"
 #include "subscription.h"
 
-/* One turn's collecting; all of it under registry_lock in shared mode. */
-#define SEEN_PER_LOCK	256
-
+/* A turn's collecting, or a part of it; all of it under registry_lock in shared mode. */
 typedef struct Turn
 {
 	ReadPoll   *poll;
 	SdConsumer *consumer;
-	bool		full;
+	ReadRound  *round;
+	bool		full;			/* or, if the round is pausing, only for now */
 	TimestampTz now;
 	TimestampTz retry_at;		/* when a held back loss notice may be given */
-	int			seen;			/* subscriptions, while the locks are held */
-	bool		pausing;		/* full only for now: the locks are to be let go */
+	int			work;			/* while the locks are held */
 } Turn;
+
+/*
+ * The locks have been held for long enough.  What was read for an acknowledgement
+ * must be outstanding before they are let go, so it has no more rows then.
+ */
+static void
+stop_for_now(Turn *t)
+{
+	t->full = true;
+	t->round->pausing = !t->poll->acking || read_batch->nrows == 0;
+}
 
 /* ---- taking responses ---- */
 
@@ -163,53 +173,25 @@ poll_link(Turn *t, SdLink *link)
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
 	link_settle(link);
-	while (!t->full && !sd_list_is_empty(&link->behind))
+	round_enter(t->round, link);
+	t->work += READ_WORK_LINK;
+	while (!t->full && round_go_on(t->round, link))
 	{
 		SdSubscription *sub = sd_list_container(SdSubscription, node, sd_list_first(&link->behind));
 
 		(void) poll_one(t, stream, sub);
 		if (t->full)
 			break;
+		t->round->nseen++;
 		sd_list_remove(&link->behind, &sub->node);
 		sd_list_push_tail(stream_drained(stream, sub) ? &link->current : &again, &sub->node);
-		if (++t->seen == SEEN_PER_LOCK && !t->poll->acking)
-			t->full = t->pausing = true;
+		if (++t->work >= READ_WORK)
+			stop_for_now(t);
 	}
 	sd_list_append_all(&link->behind, &again);
 	more = !sd_list_is_empty(&link->behind);
 	LWLockRelease(&stream->lock);
 	return more;
-}
-
-static SdLink *
-pop_ready(SdConsumer *consumer)
-{
-	SdLink	   *link = NULL;
-
-	SpinLockAcquire(&consumer->mutex);
-	if (!sd_list_is_empty(&consumer->ready))
-	{
-		link = sd_list_container(SdLink, ready_node, sd_list_pop_head(&consumer->ready));
-		link->ready = false;
-	}
-	SpinLockRelease(&consumer->mutex);
-	return link;
-}
-
-/* Back it goes: to the end if it had its turn, else to where it was. */
-static void
-push_ready(SdConsumer *consumer, SdLink *link, bool had_turn)
-{
-	SpinLockAcquire(&consumer->mutex);
-	if (!link->ready)
-	{
-		if (had_turn)
-			sd_list_push_tail(&consumer->ready, &link->ready_node);
-		else
-			sd_list_push_head(&consumer->ready, &link->ready_node);
-		link->ready = true;
-	}
-	SpinLockRelease(&consumer->mutex);
 }
 
 /* Last words of ended subscriptions; the list itself stays as it is. */
@@ -222,11 +204,11 @@ poll_ended(Turn *t)
 	{
 		SdSubscription *sub = sd_list_container(SdSubscription, node, node);
 		SdStream   *stream = sub_stream(sub);
-		bool		took = true;
 
 		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-		while (took && !t->full)
-			took = poll_one(t, stream, sub);
+		while (!t->full && poll_one(t, stream, sub))
+			if ((t->work += READ_WORK_LINK) >= READ_WORK)
+				stop_for_now(t);
 		LWLockRelease(&stream->lock);
 		if (t->full)
 			return;
@@ -240,34 +222,28 @@ poll_ended(Turn *t)
 static void
 poll_ready(Turn *t)
 {
-	SdLink	   *first_idle = NULL;
-
 	while (!t->full)
 	{
 		uint32		used = read_batch->used;
-		bool		took;
-		SdLink	   *link = pop_ready(t->consumer);
+		bool		more;
+		SdLink	   *link = ready_pop(t->consumer, t->round);
 
 		if (link == NULL)
 		{
-			pg_atomic_write_u64(&t->consumer->pending_since, 0);
+			if (t->round->nidle == 0)
+				pg_atomic_write_u64(&t->consumer->pending_since, 0);
 			break;
 		}
-		if (!poll_link(t, link))
-		{
-			/* It won't come round again. */
-			if (first_idle == link)
-				first_idle = NULL;
-			continue;
-		}
-		took = read_batch->used > used;
-		push_ready(t->consumer, link, !t->pausing && (took || !t->full));
-		if (took)
-			first_idle = NULL;
-		else if (first_idle == NULL)
-			first_idle = link;
-		else if (first_idle == link)
-			break;
+		more = poll_link(t, link);
+		t->round->took |= read_batch->used > used;
+		if (!more)
+			continue;			/* it won't come round again */
+		if (t->round->pausing)
+			round_pause(t->round, t->consumer, link);
+		else if (t->round->took || !t->full)
+			round_had_turn(t->round, t->consumer, link);
+		else
+			ready_push_back(t->consumer, link);
 	}
 }
 
@@ -307,7 +283,7 @@ collect(Turn *t)
 	{
 		ack_append(t->consumer, t->poll->shared);
 		/* Not even one row's strings fit into what could be had. */
-		if (read_batch->nrows == 0 && t->full && t->poll->first)
+		if (read_batch->nrows == 0 && t->full && !t->round->pausing && t->poll->first)
 			return false;
 	}
 	return true;
@@ -355,31 +331,39 @@ forget_acknowledged(Oid owner)
 	ack_release();
 }
 
+/* What a turn, or what is left of one, is to do with the consumer that it found. */
+static AckTurn
+begin_turn(const ReadPoll *poll, bool goes_on, SdConsumer *consumer, AckNumbers *numbers)
+{
+	if (poll->acking && !poll->first)
+		return ack_continue(consumer);
+	if (goes_on)
+		return consumer->outstanding ? ACK_STOP : ACK_READ;
+	return poll->first ? ack_begin(consumer, poll->acking, poll->ack, poll->shared, numbers) : ACK_READ;
+}
+
 /*
- * One turn, or a part of it: *pausing tells that there is more for the same
- * batch, and then that this goes on.  May fill the batch if it returns ACK_READ.
+ * One turn, or a part of it: the round tells whether it has begun before, and
+ * then whether there is more for the same batch.  May fill the batch if it
+ * returns ACK_READ.
  */
 static AckTurn
-take_some(ReadPoll *poll, bool *pausing, bool *no_memory, AckNumbers *numbers)
+take_some(ReadPoll *poll, ReadRound *round, bool *no_memory, AckNumbers *numbers)
 {
-	bool		go_on = *pausing;
+	bool		goes_on = round->pausing;
 	Turn		t = {
-		.poll = poll, .now = GetCurrentTimestamp(), .retry_at = DT_NOEND
+		.poll = poll, .round = round, .now = GetCurrentTimestamp(), .retry_at = DT_NOEND
 	};
 	AckTurn		what = ACK_STOP;
 
+	round->pausing = false;
 	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
 	t.consumer = consumer_lookup(poll->owner, poll->consumer);
 	if (t.consumer)
 	{
 		pg_atomic_write_u64(&t.consumer->last_polled, t.now);
 		LWLockAcquire(&t.consumer->reading, LW_EXCLUSIVE);
-		if (go_on)
-			what = t.consumer->outstanding ? ACK_STOP : ACK_READ;
-		else if (poll->first)
-			what = ack_begin(t.consumer, poll->acking, poll->ack, poll->shared, numbers);
-		else
-			what = poll->acking ? ack_continue(t.consumer) : ACK_READ;
+		what = begin_turn(poll, goes_on, t.consumer, numbers);
 		if (what == ACK_READ)
 			*no_memory = !collect(&t);
 		LWLockRelease(&t.consumer->reading);
@@ -387,24 +371,23 @@ take_some(ReadPoll *poll, bool *pausing, bool *no_memory, AckNumbers *numbers)
 	LWLockRelease(&sd_shared->registry_lock);
 	trash_empty();
 	poll->more = t.full;
-	*pausing = t.pausing;
-	if (t.consumer == NULL && !go_on)
+	if (t.consumer == NULL && !goes_on)
 		reader_no_such("consumer", poll->consumer);
 	return what;
 }
 
 /*
- * One turn.  It lets the locks go after SEEN_PER_LOCK subscriptions and goes on
- * where it was, so that a row of very many still is one.
+ * One turn.  It lets the locks go after READ_WORK and goes on where it was, so
+ * that a row of very many still is one.
  */
 static AckTurn
 take_turn(ReadPoll *poll, bool *no_memory, AckNumbers *numbers)
 {
-	bool		pausing = false;
-	AckTurn		what = take_some(poll, &pausing, no_memory, numbers);
+	ReadRound	round = {0};
+	AckTurn		what = take_some(poll, &round, no_memory, numbers);
 
-	while (pausing)
-		(void) take_some(poll, &pausing, no_memory, numbers);
+	while (round.pausing)
+		(void) take_some(poll, &round, no_memory, numbers);
 	return what;
 }
 
@@ -467,145 +450,4 @@ reader_repeat(const ReadPoll *poll, ReadBatch *part)
 	if (!poll->acking)
 		acknowledge_held(poll);
 	return false;
-}
-
-/* ---- waiting ---- */
-
-/* Is anything of the link readable?  Moves those that have nothing away. */
-static bool
-link_readable(SdLink *link, TimestampTz now, TimestampTz *retry_at)
-{
-	SdStream   *stream = link_stream(link);
-	SdListNode *node;
-	SdListNode *next;
-	bool		readable = false;
-
-	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
-	link_settle(link);
-	for (node = sd_list_first(&link->behind); node; node = next)
-	{
-		SdSubscription *sub = sd_list_container(SdSubscription, node, node);
-
-		next = sd_list_next(&link->behind, node);
-		readable = stream_readable(stream, sub, now, retry_at);
-		if (readable)
-			break;
-		if (stream_drained(stream, sub))
-		{
-			sd_list_remove(&link->behind, &sub->node);
-			sd_list_push_tail(&link->current, &sub->node);
-		}
-	}
-	LWLockRelease(&stream->lock);
-	return readable;
-}
-
-/*
- * Has any of the ended ones something?  Of those whose last message was read
- * just now there is nothing, until the reader forgets them.
- */
-static bool
-ended_readable(SdConsumer *consumer, TimestampTz now, TimestampTz *retry_at)
-{
-	if (pg_atomic_read_u32(&consumer->nended) == 0)
-		return false;
-	sd_list_foreach(node, &consumer->ended)
-	{
-		SdSubscription *sub = sd_list_container(SdSubscription, node, node);
-		bool		readable;
-
-		LWLockAcquire(&sub_stream(sub)->lock, LW_EXCLUSIVE);
-		readable = stream_readable(sub_stream(sub), sub, now, retry_at);
-		LWLockRelease(&sub_stream(sub)->lock);
-		if (readable)
-			return true;
-	}
-	return false;
-}
-
-/* Is any of the links in the ready list readable?  Takes their turns. */
-static bool
-ready_readable(SdConsumer *consumer, TimestampTz now, TimestampTz *retry_at)
-{
-	SdLink	   *first_idle = NULL;
-	SdLink	   *link;
-
-	while ((link = pop_ready(consumer)) != NULL)
-	{
-		TimestampTz held = DT_NOEND;
-		bool		readable = link_readable(link, now, &held);
-
-		*retry_at = Min(*retry_at, held);
-		if (readable || held != DT_NOEND)
-			push_ready(consumer, link, !readable);
-		if (readable)
-			return true;
-		if (held == DT_NOEND)
-		{
-			/* It won't come round again. */
-			if (first_idle == link)
-				first_idle = NULL;
-		}
-		else if (first_idle == link)
-			break;
-		else if (first_idle == NULL)
-			first_idle = link;
-	}
-	return false;
-}
-
-/*
- * Looks whether a consumer has anything to read.  A link that has nothing
- * leaves the ready list, but for held back notices.
- */
-static Look
-look_at_consumer(Oid owner, const char *name, ConditionVariable **cv, TimestampTz *retry_at)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	SdConsumer *consumer;
-	Look		look = LOOK_MISSING;
-
-	LWLockAcquire(&sd_shared->registry_lock, LW_SHARED);
-	consumer = consumer_lookup(owner, name);
-	if (consumer)
-	{
-		*cv = sd_wait_point(consumer);
-		pg_atomic_write_u64(&consumer->last_polled, now);
-		sd_shared->slots[MyProc->pgprocno].waiting_on = consumer;
-		LWLockAcquire(&consumer->reading, LW_EXCLUSIVE);
-		look = ack_number(consumer) != 0 || ended_readable(consumer, now, retry_at) ||
-			ready_readable(consumer, now, retry_at) ? LOOK_SOMETHING : LOOK_NOTHING;
-		LWLockRelease(&consumer->reading);
-	}
-	LWLockRelease(&sd_shared->registry_lock);
-	return look;
-}
-
-bool
-reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline)
-{
-	ConditionVariable *cv = NULL;
-	TimestampTz retry_at = DT_NOEND;
-	Look		look;
-
-	(void) reader_batch();
-	look = look_at_consumer(owner, consumer, &cv, &retry_at);
-	if (look == LOOK_NOTHING)
-	{
-		ConditionVariablePrepareToSleep(cv);
-		for (;;)
-		{
-			retry_at = DT_NOEND;
-			look = look_at_consumer(owner, consumer, &cv, &retry_at);
-			if (look != LOOK_NOTHING)
-				break;
-			if (!reader_sleep(cv, deadline, retry_at))
-				break;
-		}
-		ConditionVariableCancelSleep();
-	}
-	reader_stop_waiting();
-	if (look == LOOK_MISSING)
-		reader_no_such("consumer", consumer);
-	return look == LOOK_SOMETHING;
 }

@@ -112,7 +112,10 @@ link_remove(SdLink *link)
 		sd_list_remove(&consumer->links, &link->consumer_node);
 		SpinLockAcquire(&consumer->mutex);
 		if (link->ready)
+		{
 			sd_list_remove(&consumer->ready, &link->ready_node);
+			consumer->nready--;
+		}
 		link->ready = false;
 		SpinLockRelease(&consumer->mutex);
 	}

@@ -1,8 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * reader_private.h
- *	  What reader.c (one subscription), consumer_read.c (a consumer's turns) and
- *	  ack.c (outstanding batches) need of each other.
+ *	  What reader.c (one subscription), consumer_read.c (a consumer's turns),
+ *	  consumer_wait.c (waiting for one) and ack.c (outstanding batches) need of
+ *	  each other.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,6 +34,58 @@ extern void reader_stop_waiting(void);
  * or the deadline; false when that has passed.
  */
 extern bool reader_sleep(ConditionVariable *cv, TimestampTz deadline, TimestampTz retry_at);
+
+/* ---- a consumer's links take turns (consumer_wait.c) ---- */
+
+/*
+ * What is done before the locks are let go, in units of a subscription that is
+ * looked at: so that it takes some 50 us, though most links and subscriptions are
+ * in nobody's cache.
+ */
+#define READ_WORK		512
+#define READ_WORK_LINK	3		/* a link besides */
+
+/* Links in their turns, also over several holds of the locks. */
+typedef struct ReadRound
+{
+	bool		pausing;		/* the locks are let go only to be taken again */
+	uint32		nidle;			/* links one after the other that had a turn for nothing */
+	SdLink	   *link;			/* is in its turn since the last hold; only ever compared */
+	uint32		nseen;			/* subscriptions that were looked at in that turn */
+	bool		took;			/* something of them */
+	bool		held;			/* some of them hold a loss notice back */
+} ReadRound;
+
+/*
+ * The next link, which is no longer in the list; NULL when all that are there had
+ * a turn for nothing.
+ */
+extern SdLink *ready_pop(SdConsumer *consumer, const ReadRound *round);
+/* Back it goes, to where it was. */
+extern void ready_push_back(SdConsumer *consumer, SdLink *link);
+/* The same in the middle of its turn, or behind all others, after it. */
+extern void round_pause(ReadRound *round, SdConsumer *consumer, SdLink *link);
+extern void round_had_turn(ReadRound *round, SdConsumer *consumer, SdLink *link);
+
+/* The link's turn begins, or goes on after a pause. */
+static inline void
+round_enter(ReadRound *round, SdLink *link)
+{
+	if (round->link != link)
+	{
+		round->nseen = 0;
+		round->took = false;
+		round->held = false;
+	}
+	round->link = NULL;
+}
+
+/* Is there another subscription to be looked at in it?  The stream's lock is held. */
+static inline bool
+round_go_on(const ReadRound *round, const SdLink *link)
+{
+	return !sd_list_is_empty(&link->behind) && round->nseen < link->nsubscriptions;
+}
 
 /* ---- filling the batch, under locks; there must be room ---- */
 

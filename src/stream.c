@@ -35,8 +35,8 @@
 #include "stream_private.h"
 #include "subscription.h"
 
-#define STRICT_PER_LOCK		256 /* looked at while the stream's lock is held */
-#define COPIES_PER_LOCK		512 /* entries copied meanwhile */
+#define STRICT_PER_LOCK		128 /* looked at while the stream's lock is held */
+#define COPIES_PER_LOCK		256 /* entries copied meanwhile */
 #define LINKS_PER_LOCK		64	/* told of something to read meanwhile */
 #define RING_FIRST_SIZE		4
 #define RING_KEEP_SIZE		64	/* a larger one is freed when it gets empty */
@@ -382,6 +382,7 @@ make_ready(SdLink *link)
 		{
 			sd_list_push_tail(&consumer->ready, &link->ready_node);
 			link->ready = true;
+			consumer->nready++;
 		}
 		SpinLockRelease(&consumer->mutex);
 	}

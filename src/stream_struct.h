@@ -581,6 +581,7 @@ typedef struct SdConsumer
 	slock_t		mutex;
 	/* mutex */
 	SdList		ready;			/* SdLinks that may have something to read */
+	uint32		nready;			/* of them */
 	/* registry_lock; "ended" exclusive to change */
 	SdList		links;
 	SdList		ended;			/* SdSubscriptions with a last message to read */

@@ -54,7 +54,8 @@
  *	  trash.c         freeing what was given up under locks
  *	  gaps.c          telling streams that something is missing
  *	  cursor.c        a reader's place in a stream, overflow, losses
- *	  reader.c        reading and waiting (consumer_read.c: a consumer's turns,
+ *	  reader.c        reading and waiting (consumer_read.c: a consumer,
+ *	                  consumer_wait.c: waiting for one, its links' turns,
  *	                  ack.c: what it has not acknowledged; sqlread.c, sqlawait.c,
  *	                  rows.c: the SQL functions)
  *	  subscription.c  who subscribed to what, for whom (sqlfuncs.c, sqlexplain.c)

@@ -15,7 +15,7 @@
  * hold with a preemption may be long only for that.  HOLD_TRANCHE names the
  * variable of one kind of lock, which is then measured by the processor time of
  * the process; that costs some 600 ns a hold, too much for locks that are taken
- * within others.
+ * within others, and for the allocator, which is not measured then.
  *
  *-------------------------------------------------------------------------
  */
@@ -168,6 +168,7 @@ hold_release(LWLock *lock, const char *file, int line)
 	hold_print();
 }
 
+#ifndef HOLD_TRANCHE
 static inline dsa_pointer
 hold_allocate(dsa_area *area, size_t size, int flags, const char *file, int line)
 {
@@ -187,9 +188,11 @@ hold_free(dsa_area *area, dsa_pointer p, const char *file, int line)
 	hold_report(&hold, hold_clock(), "freeing", file, line);
 }
 
-#define LWLockAcquire(lock, mode)	hold_acquire(lock, mode, __FILE__, __LINE__)
-#define LWLockRelease(lock)			hold_release(lock, __FILE__, __LINE__)
 #define dsa_allocate_extended(area, size, flags)	hold_allocate(area, size, flags, __FILE__, __LINE__)
 #define dsa_free(area, p)			hold_free(area, p, __FILE__, __LINE__)
+#endif
+
+#define LWLockAcquire(lock, mode)	hold_acquire(lock, mode, __FILE__, __LINE__)
+#define LWLockRelease(lock)			hold_release(lock, __FILE__, __LINE__)
 
 #endif							/* LOCK_HOLDS_H */

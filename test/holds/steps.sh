@@ -21,7 +21,7 @@ part_begin() {
 \set QUIET on
 \t on
 SET client_min_messages = error;
-CREATE FUNCTION step(name text) RETURNS void LANGUAGE plpgsql AS \$\$ BEGIN RAISE LOG 'STEP %', name; END \$\$;
+CREATE OR REPLACE FUNCTION step(name text) RETURNS void LANGUAGE plpgsql AS \$\$ BEGIN RAISE LOG 'STEP %', name; END \$\$;
 SQL
 }
 
@@ -45,6 +45,10 @@ SELECT step('poll');
 SELECT count(*) FROM subdispatch.poll('g', 100000);
 SELECT step('poll_shared');
 SELECT count(*) FROM subdispatch.poll_shared('g', 100000);
+SELECT step('poll with ack');
+SELECT count(*) FROM subdispatch.poll('g', 20000, ack => 0);
+SELECT count(*) FROM subdispatch.poll('g', 20000, ack => (SELECT batch FROM subdispatch.consumers WHERE consumer = 'g'));
+SELECT count(*) FROM subdispatch.poll('g', 1, ack => (SELECT batch FROM subdispatch.consumers WHERE consumer = 'g'));
 SELECT step('await');
 CALL subdispatch.await_responses('g', '1s');
 SELECT step('views');
@@ -96,6 +100,14 @@ SELECT count(subdispatch.publish('one', to_jsonb(i))) FROM generate_series(1, 50
 SELECT subdispatch.wait_dispatched('60s');
 SELECT step('poll_shared of one stream');
 SELECT count(*) FROM generate_series(0, 9) c, LATERAL subdispatch.poll_shared('g' || c, 100000);
+SELECT step('poll_shared of one stream with ack');
+SELECT count(*) FROM generate_series(10, 19) c, LATERAL subdispatch.poll_shared('g' || c, 100000, ack => 0);
+SELECT step('poll_shared of one stream, very many, with ack');
+SELECT count(subdispatch.subscribe('one', id => 'a' || i, consumer => 'ack')) FROM generate_series(1, $n / 10) i;
+SELECT count(subdispatch.publish('one', to_jsonb(i))) FROM generate_series(1, 5) i;
+SELECT subdispatch.wait_dispatched('60s');
+SELECT count(*), max(cardinality(subscription_ids)) FROM subdispatch.poll_shared('ack', 100000, ack => 0);
+SELECT subdispatch.close_consumer('ack');
 SELECT step('close_consumer with responses');
 SELECT count(subdispatch.close_consumer('g' || c)) FROM generate_series(0, 99) c;
 SELECT step('overflow = error');
