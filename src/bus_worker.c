@@ -499,13 +499,13 @@ make_wait_set(const uint32 *interest, int *positions)
 }
 
 /*
- * Without its latch nobody has to send a signal to set it; one that comes is
+ * Without its latch nobody has to send a signal to set it; what it was set for is
  * seen to when the moment is over.
  */
 static void
 wait_for_work(long timeout)
 {
-	bool		gathers = send_gathers();
+	int			gathers = send_gathers_ms();
 	uint32		interest[NLINKS];
 	int			positions[NLINKS];
 	WaitEvent	events[2 + NLINKS];
@@ -513,8 +513,8 @@ wait_for_work(long timeout)
 	for (int i = 0; i < NLINKS; i++)
 		interest[i] = wants(links[i]);
 	make_wait_set(interest, positions);
-	ModifyWaitEvent(wait_set, LATCH_POSITION, WL_LATCH_SET, gathers ? NULL : MyLatch);
-	(void) WaitEventSetWait(wait_set, gathers ? Min(GATHER_MS, timeout) : timeout, events, lengthof(events),
+	ModifyWaitEvent(wait_set, LATCH_POSITION, WL_LATCH_SET, gathers > 0 ? NULL : MyLatch);
+	(void) WaitEventSetWait(wait_set, gathers > 0 ? Min(gathers, timeout) : timeout, events, lengthof(events),
 							PG_WAIT_EXTENSION);
 }
 

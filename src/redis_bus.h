@@ -82,8 +82,8 @@ extern void send_init(void);
 extern void send_turn(void);
 extern void send_reset(void);
 extern bool send_is_up(void);
-/* For a moment it does not matter what is committed: nobody needs to wake us for it. */
-extern bool send_gathers(void);
+/* How long it does not matter what is committed: nobody needs to wake us for it. */
+extern int	send_gathers_ms(void);
 /*
  * What is in hand will not be sent.  From then on this is another sender, of
  * that name, who begins with telling the gap.  Returns how many events it were.

@@ -15,6 +15,8 @@
  * While many transactions commit the next small one is not sent before GATHER_MS
  * are over, since a round through Redis and to all readers costs as much for one
  * event as for a few; whoever commits by himself is not held up (gather.c).
+ * When nothing can be sent, however much is committed, nobody needs to wake this
+ * process: a signal costs the committing backend more than its event.
  * When anything fails the connection is given up, and the next one begins with
  * the first event that was not acknowledged.  The script tells the last number
  * that it has: where that is another one than expected (events had arrived that
@@ -50,6 +52,8 @@
 #define BATCH_BYTES			(64 * 1024)
 /* So many are worth a batch while another one is under way. */
 #define MANY_EVENTS			64
+/* Between two looks at the queue when nothing can be sent. */
+#define STUCK_MS			10
 /* No more is made while so much waits to be written. */
 #define ENOUGH_UNWRITTEN	(1024 * 1024)
 /* A larger text is not sent: Redis takes 512MB, if it was not told otherwise. */
@@ -313,8 +317,9 @@ id_floor(void)
 	return last + 1;
 }
 
-bool
-send_gathers(void)
+/* More is about to come, or a reply, before the next batch. */
+static bool
+gathers(void)
 {
 	return (batches_under_way > 0 || more_expected) && GetCurrentTimestamp() < gather_until;
 }
@@ -325,7 +330,7 @@ is_worth_sending(void)
 {
 	uint64		n = in_hand_from(next_number);
 
-	if (batches_under_way == 0 && !send_gathers())
+	if (batches_under_way == 0 && !gathers())
 		return n > 0;
 	/* each of those under way has about BATCH_BYTES at most */
 	return n >= MANY_EVENTS ||
@@ -543,6 +548,19 @@ static int
 max_under_way(void)
 {
 	return own_is_filling() ? 1 : MAX_UNDER_WAY;
+}
+
+/* Redis is away, or does not answer. */
+static bool
+is_stuck(void)
+{
+	return batches_under_way >= max_under_way() || (!can_send() && in_hand_from(next_number) > 0);
+}
+
+int
+send_gathers_ms(void)
+{
+	return gathers() ? GATHER_MS : is_stuck() ? STUCK_MS : 0;
 }
 
 void
