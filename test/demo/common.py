@@ -55,6 +55,18 @@ def subscribe(cursor, subscriptions):
              "statementLine" if s.resolver else None, s.name, s.connection, CONSUMER))
 
 
+def polled(gateway):
+    """What a gateway's connection reads, by batches, until there is nothing more."""
+    while True:
+        with gateway.cursor() as cursor:
+            cursor.execute("SELECT subscription_id, connection_id, operation_id, event_id, dropped, response"
+                           " FROM subdispatch.poll(%s, %s)", (CONSUMER, BATCH))
+            rows = cursor.fetchall()
+        if not rows:
+            return
+        yield rows
+
+
 class Problems:
     """Counts them all, and keeps the first."""
 

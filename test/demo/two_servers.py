@@ -19,7 +19,7 @@ from contextlib import closing
 
 import psycopg2
 
-from common import (BATCH, CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, argument_parser, conclude, connect, number, phone, plain, run,
+from common import (CONSUMER, SETUP, Delays, Ledger, Pgbench, Problems, argument_parser, conclude, connect, number, phone, plain, polled, run,
                     run_demo, subscribe)
 
 SERVERS = ("a", "b")
@@ -93,13 +93,7 @@ class Server:
 
     def drain(self):
         """Reads until there is nothing more."""
-        while True:
-            with self.gateway.cursor() as cursor:
-                cursor.execute("SELECT subscription_id, connection_id, operation_id, event_id, dropped, response"
-                               " FROM subdispatch.poll(%s, %s)", (CONSUMER, BATCH))
-                rows = cursor.fetchall()
-            if not rows:
-                return
+        for rows in polled(self.gateway):
             now = time.time() * 1e6
             for name, connection_id, operation_id, event_id, dropped, response in rows:
                 ledger = self.ledgers[name]
