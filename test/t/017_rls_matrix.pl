@@ -14,7 +14,7 @@ use SubdispatchTest;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $node = start_node('rls_matrix',
+my $node = start_node('rls_matrix', subscription_idle_timeout => 0,
 	context_settings => 'app.tenant', max_subscriptions => 20000, shared_memory_size => '256MB',
 	listen_channels => '', resolver_timeout => '20s', event_queue_size => '16MB');
 
