@@ -202,8 +202,12 @@ look_at_consumer(Oid owner, const char *name, ConditionVariable **cv, TimestampT
 	return look;
 }
 
+/*
+ * Who was woken and reads at once finds out by that whether there is something:
+ * to look before would only hold it up.
+ */
 bool
-reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline)
+reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline, bool reads)
 {
 	ConditionVariable *cv = NULL;
 	TimestampTz retry_at = DT_NOEND;
@@ -222,6 +226,11 @@ reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline)
 				break;
 			if (!reader_sleep(cv, deadline, retry_at))
 				break;
+			if (reads)
+			{
+				look = LOOK_SOMETHING;
+				break;
+			}
 		}
 		ConditionVariableCancelSleep();
 	}

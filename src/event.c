@@ -296,9 +296,17 @@ event_data(const SdEvent *ev)
 	return (Jsonb *) ((char *) ev + ev->data);
 }
 
+static char *
+put_part(char *to, uint32 value, int digits, char after)
+{
+	to = pg_ultostr_zeropad(to, value, digits);
+	*to++ = after;
+	return to;
+}
+
 /* RFC 3339 in UTC, with microseconds: "2024-02-03T04:05:06.789000Z". */
 static void
-format_timestamp(TimestampTz at, char *buf, Size size)
+format_timestamp(TimestampTz at, char *buf)
 {
 	struct pg_tm tm;
 	fsec_t		fsec;
@@ -306,9 +314,17 @@ format_timestamp(TimestampTz at, char *buf, Size size)
 	/* without a time zone it is UTC that comes out */
 	if (timestamp2tm(at, NULL, &tm, &fsec, NULL, NULL) != 0)
 		elog(ERROR, "timestamp of an event is out of range");
-	snprintf(buf, size, "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ",
-			 tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec,
-			 (int) fsec);
+	/* each call of a resolver has one, and a format has to be read each time */
+	if (tm.tm_year < 0)
+		*buf++ = '-';
+	buf = put_part(buf, Abs(tm.tm_year), 4, '-');
+	buf = put_part(buf, tm.tm_mon, 2, '-');
+	buf = put_part(buf, tm.tm_mday, 2, 'T');
+	buf = put_part(buf, tm.tm_hour, 2, ':');
+	buf = put_part(buf, tm.tm_min, 2, ':');
+	buf = put_part(buf, tm.tm_sec, 2, '.');
+	buf = put_part(buf, fsec, 6, 'Z');
+	*buf = '\0';
 }
 
 static const char *
@@ -345,7 +361,7 @@ event_envelope(const SdEvent *ev, uint64 id, Jsonb *data)
 		json_string_member("correlation_id", EVENT_STRING(ev, correlation_id)),
 	};
 
-	format_timestamp(ev->timestamp, timestamp, sizeof(timestamp));
+	format_timestamp(ev->timestamp, timestamp);
 	members[0].value.type = jbvNumeric;
 	members[0].value.val.numeric = int64_to_numeric((int64) id);
 	members[4] = json_string_member("timestamp", timestamp);

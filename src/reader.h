@@ -97,7 +97,12 @@ typedef struct ReadPoll
 extern bool reader_poll(ReadPoll *poll);
 /* Its parts, one after the other; false after the last one. */
 extern bool reader_repeat(const ReadPoll *poll, ReadBatch *part);
-/* Waits until the consumer may have something to read. */
-extern bool reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline);
+/*
+ * Waits until the consumer may have something to read; false when the deadline
+ * has passed.  For a caller that reads and then waits again, "may" is so each
+ * time that it was woken.
+ */
+extern bool reader_await_consumer(Oid owner, const char *consumer, TimestampTz deadline,
+								  bool reads);
 
 #endif							/* SD_READER_H */

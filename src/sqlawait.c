@@ -102,6 +102,6 @@ subdispatch_await_responses(PG_FUNCTION_ARGS)
 	consumer = arg_key(fcinfo, 0, "consumer");
 	deadline = arg_deadline(fcinfo, 1);
 	give_up_snapshot(fcinfo);
-	(void) reader_await_consumer(GetUserId(), consumer, deadline);
+	(void) reader_await_consumer(GetUserId(), consumer, deadline, false);
 	PG_RETURN_VOID();
 }

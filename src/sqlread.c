@@ -375,7 +375,7 @@ poll_rows(FunctionCallInfo fcinfo, bool shared, PutRow put)
 				break;
 		}
 		else if (!poll.first || deadline == 0 ||
-				 !reader_await_consumer(poll.owner, poll.consumer, deadline))
+				 !reader_await_consumer(poll.owner, poll.consumer, deadline, true))
 			break;
 	} while (poll.max > 0 && poll.room > 0);
 	reader_release();
