@@ -50,8 +50,16 @@ sub try_sql
 {
 	my ($node, $sql, %params) = @_;
 	my ($out, $err) = ('', '');
-	$node->psql($params{dbname} // 'postgres', $sql, stdout => \$out, stderr => \$err, on_error_stop => 1,
-		extra_params => $params{user} ? [ '-U', $params{user} ] : [], timeout => $patience);
+	eval {
+		$node->psql($params{dbname} // 'postgres', $sql, stdout => \$out, stderr => \$err, on_error_stop => 1,
+			extra_params => $params{user} ? [ '-U', $params{user} ] : [], timeout => $patience);
+		1;
+	} or do {
+		# a psql that could not connect has ended before it was given its input
+		my $why = $@;
+		die $why if $why !~ /Broken pipe/;
+		$err = $why if $err eq '';
+	};
 	return ($out, $err);
 }
 
