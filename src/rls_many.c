@@ -130,6 +130,8 @@ collect_peers(RlsJob *job, RlsSplit *split)
 		}
 		a->identities[a->n++] = identity->serial;
 	}
+	/* that may have had the identities' rights made anew */
+	job->rights = visible_rights(job->identity);
 	for (int i = 0; i < a->n; i++)
 		if (split_identity_values(split, a->identities[i]))
 			a->identities[known++] = a->identities[i];
@@ -178,8 +180,6 @@ run_set(RlsJob *job, RlsSet *set)
 	Attempt		attempt;
 	bool		ok;
 
-	/* collecting may have had the identities' rights made anew */
-	job->rights = visible_rights(job->identity);
 	if (!attempt_code(job->e, OF_MANY, &attempt))
 		return false;
 	ok = resolver_guarded(ask_set, job, "policy", bare_rights(job->rights), job->timeout_ms,

@@ -194,6 +194,20 @@ typedef struct Rights
 
 #define MAX_RIGHTS	10000		/* then the cache begins anew */
 
+/* Whoever uses them still shall be noticed. */
+static void
+spoil_rights(HTAB *cache)
+{
+#ifdef USE_ASSERT_CHECKING
+	HASH_SEQ_STATUS seq;
+	Rights	   *r;
+
+	hash_seq_init(&seq, cache);
+	while ((r = hash_seq_search(&seq)) != NULL)
+		r->rights->role = InvalidOid;
+#endif
+}
+
 /*
  * Rights are the same for all events until the list of settings changes.  The
  * cache lives in a context of its own, to be dropped as a whole.
@@ -210,13 +224,17 @@ visible_rights(SdIdentity *identity)
 	if (cache && (hash_get_num_entries(cache) >= MAX_RIGHTS ||
 				  strcmp(made_for, subdispatch_context_settings) != 0))
 	{
-		MemoryContextDelete(context);
+		spoil_rights(cache);
 		cache = NULL;
 	}
 	if (cache == NULL)
 	{
 		HASHCTL		ctl = {.keysize = sizeof(uint64), .entrysize = sizeof(Rights)};
 
+		/* also one that an error left without a cache in it */
+		if (context)
+			MemoryContextDelete(context);
+		context = NULL;
 		context = AllocSetContextCreate(TopMemoryContext, "subdispatch rights",
 										ALLOCSET_DEFAULT_SIZES);
 		ctl.hcxt = context;
