@@ -87,6 +87,18 @@ SELECT subdispatch.publish('d', '2');
 SELECT tst.dispatched();
 SELECT i, array_agg(payload::jsonb->'data' ORDER BY event_id) AS data FROM subdispatch.poll_shared('g'), unnest(subscription_ids) i GROUP BY i ORDER BY i COLLATE "C";
 
+-- Nor do those share a row whose limits have made them lose it, who stand elsewhere, or who know of less.
+SELECT subdispatch.subscribe('e', id => i, consumer => 'k', max_pending => m, overflow => o)
+  FROM (VALUES ('1 all', NULL, NULL), ('2 few', 2, 'drop_oldest'), ('3 early', NULL, NULL), ('4 first', 2, 'drop_newest'), ('5 all', NULL, NULL), ('6 four', 4, NULL)) s (i, m, o);
+SELECT subdispatch.publish('e', '1');
+SELECT tst.dispatched();
+SELECT subdispatch.next_response('3 early')::jsonb #> '{payload,data}' AS data;
+SELECT count(subdispatch.publish('e', to_jsonb(n)) IS NULL) FROM generate_series(2, 5) n;
+SELECT tst.dispatched();
+SELECT i, array_agg(payload::jsonb->'data' ORDER BY event_id) AS data, array_agg(payload::jsonb #> '{extensions,subdispatch,dropped}' ORDER BY event_id) AS dropped
+  FROM subdispatch.poll_shared('k'), unnest(subscription_ids) i GROUP BY i ORDER BY i COLLATE "C";
+SELECT subdispatch.close_consumer('k');
+
 -- complete(): what is queued, then "complete"; then it is gone.
 SELECT subdispatch.publish('d', '"last"');
 SELECT tst.dispatched();

@@ -39,6 +39,7 @@ typedef struct Turn
 	TimestampTz now;
 	TimestampTz retry_at;		/* when a held back loss notice may be given */
 	int			work;			/* while the locks are held */
+	SdSharing	sharing;		/* poll_shared(): of the stream whose lock is held */
 } Turn;
 
 /*
@@ -86,29 +87,31 @@ ids_fit(SdSubscription *sub)
  * The ids of a row follow one another in buf, so only the last row can grow.
  */
 static bool
-join_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
+join_row(Turn *t, SdStream *stream, SdSubscription *sub)
 {
 	ReadRow    *row = read_batch->nrows > 0 ? &read_batch->rows[read_batch->nrows - 1] : NULL;
 
-	if (row == NULL || !row->shared || row->taken.body != entry->body || !ids_fit(sub))
+	if (row == NULL || !row->shared || row->taken.body != t->sharing.entry->body ||
+		!ids_fit(sub))
 		return false;
 	(void) batch_put_text(sub_id(sub), sub->id_len);
 	row->ids_size = read_batch->used - row->id;
 	row->nids++;
-	stream_advance(stream, sub);
+	stream_advance(stream, sub, &t->sharing);
 	return true;
 }
 
 static bool
-start_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
+start_row(Turn *t, SdStream *stream, SdSubscription *sub)
 {
-	SdTaken		taken = {.body = entry->body, .event_id = entry->body->event_id};
+	SdBody	   *body = t->sharing.entry->body;
+	SdTaken		taken = {.body = body, .event_id = body->event_id};
 	ReadRow    *row;
 
-	if (entry->body->len > room_left(t))
+	if (body->len > room_left(t))
 		return false;
-	use_room(t, entry->body);
-	pg_atomic_fetch_add_u32(&entry->body->refs, 1);
+	use_room(t, body);
+	pg_atomic_fetch_add_u32(&body->refs, 1);
 	row = &read_batch->rows[read_batch->nrows++];
 	memset(row, 0, sizeof(ReadRow));
 	row->taken = taken;
@@ -116,7 +119,7 @@ start_row(Turn *t, SdStream *stream, SdSubscription *sub, const SdEntry *entry)
 	row->ids_size = read_batch->used - row->id;
 	row->nids = 1;
 	row->shared = true;
-	stream_advance(stream, sub);
+	stream_advance(stream, sub, &t->sharing);
 	return true;
 }
 
@@ -128,12 +131,11 @@ static bool
 poll_one(Turn *t, SdStream *stream, SdSubscription *sub)
 {
 	SdTaken		taken;
-	const SdEntry *entry = t->poll->shared ? stream_shared_entry(stream, sub) : NULL;
 
-	if (entry)
+	if (t->poll->shared && stream_share(stream, sub, &t->sharing))
 	{
-		if (join_row(t, stream, sub, entry) ||
-			(!batch_full(t, sub) && start_row(t, stream, sub, entry)))
+		if (join_row(t, stream, sub) ||
+			(!batch_full(t, sub) && start_row(t, stream, sub)))
 			return true;
 		t->full = true;
 		return false;
@@ -172,6 +174,7 @@ poll_link(Turn *t, SdLink *link)
 	bool		more;
 
 	LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+	memset(&t->sharing, 0, sizeof(SdSharing));
 	link_settle(link);
 	round_enter(t->round, link);
 	t->work += READ_WORK_LINK;
@@ -206,6 +209,7 @@ poll_ended(Turn *t)
 		SdStream   *stream = sub_stream(sub);
 
 		LWLockAcquire(&stream->lock, LW_EXCLUSIVE);
+		memset(&t->sharing, 0, sizeof(SdSharing));
 		while (!t->full && poll_one(t, stream, sub))
 			if ((t->work += READ_WORK_LINK) >= READ_WORK)
 				stop_for_now(t);

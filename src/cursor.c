@@ -446,29 +446,56 @@ stream_drained(SdStream *stream, SdSubscription *sub)
 		sub->untold.count == 0 && !sub->untold.unknown;
 }
 
-const SdEntry *
-stream_shared_entry(SdStream *stream, SdSubscription *sub)
+/* Can it have the entry as the one before could?  Its own limits are kept, too. */
+static bool
+stands_alike(const SdSubscription *sub, const SdSharing *s)
 {
-	const SdEntry *entry;
+	if (s->entry == NULL || !sub->attached || sub->cursor != s->cursor || sub->resume != 0 ||
+		sub->lost_seen != s->lost || sub->gaps_seen != s->gaps ||
+		sub->untold.count != 0 || sub->untold.unknown)
+		return false;
+	return sub->overflow != SD_DROP_OLDEST ||
+		(s->pending <= sub->max_pending &&
+		 (s->pending == 1 || s->bytes <= sub->max_pending_bytes));
+}
 
+bool
+stream_share(SdStream *stream, SdSubscription *sub, SdSharing *s)
+{
+	SdEntry    *entry;
+
+	Assert(LWLockHeldByMeInMode(&stream->lock, LW_EXCLUSIVE));
+	if (stands_alike(sub, s))
+		return true;
 	settle(stream, sub);
 	if (sub_resume(sub) || sub_queue(sub) || !has_entry(stream, sub))
-		return NULL;
+		return false;
 	entry = ENTRY(stream, sub->cursor);
 	if (entry_lost(stream, entry) != sub->lost_seen || entry->gaps != sub->gaps_seen ||
 		sub->untold.count != 0 || sub->untold.unknown)
-		return NULL;
-	return entry;
+		return false;
+	s->entry = entry;
+	s->cursor = sub->cursor;
+	s->lost = sub->lost_seen;
+	s->gaps = sub->gaps_seen;
+	s->pending = stream->head - sub->cursor;
+	s->bytes = stream->bytes - stream_bytes_before(stream, sub->cursor);
+	return true;
 }
 
+/* Whoever is the last to pass the entry empties *s: nobody can share it any more. */
 void
-stream_advance(SdStream *stream, SdSubscription *sub)
+stream_advance(SdStream *stream, SdSubscription *sub, SdSharing *s)
 {
-	if (ENTRY(stream, sub->cursor)->body->is_error)
+	Assert(s->entry == ENTRY(stream, sub->cursor) && s->entry->remaining > 0);
+	if (s->entry->body->is_error)
 		count_error(sub);
-	pass(stream, sub->cursor);
 	sub->cursor++;
 	sub->delivered++;
+	if (--s->entry->remaining > 0)
+		return;
+	entry_drop(s->entry);
+	s->entry = NULL;
 	stream_trim(stream);
 }
 

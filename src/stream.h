@@ -125,12 +125,27 @@ extern bool stream_readable(SdStream *stream, SdSubscription *sub, TimestampTz n
 extern bool stream_drained(SdStream *stream, SdSubscription *sub);
 
 /*
- * If the subscription's next response is a plain entry of the ring without a
- * loss to tell, returns it (a borrowed pointer, valid under the lock), else
- * NULL; stream_advance() then takes it.
+ * An entry of a ring that several subscriptions are given at once, and where
+ * those stand that can have it.  Empty (all zero) at first, and to be emptied
+ * when the stream's lock is let go.
  */
-extern const SdEntry *stream_shared_entry(SdStream *stream, SdSubscription *sub);
-extern void stream_advance(SdStream *stream, SdSubscription *sub);
+typedef struct SdSharing
+{
+	SdEntry    *entry;			/* NULL: none */
+	uint64		cursor;			/* its number */
+	uint64		lost;			/* of the stream's when it was stored, */
+	uint32		gaps;			/* which they know of */
+	uint64		pending;		/* entries from it on */
+	uint64		bytes;			/* of these */
+} SdSharing;
+
+/*
+ * Is the subscription's next response a plain entry of the ring, without a loss
+ * to tell?  Then it is in *s, and stream_advance() takes it.  Of who stands as
+ * the one before did, as most do, nothing more has to be looked at.
+ */
+extern bool stream_share(SdStream *stream, SdSubscription *sub, SdSharing *s);
+extern void stream_advance(SdStream *stream, SdSubscription *sub, SdSharing *s);
 
 /*
  * Frees what was given up under locks since the last call; caller holds none.
