@@ -37,6 +37,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -61,6 +62,9 @@
 #define LOG_BURST			10
 #define REPEAT_INTERVAL		(60 * SD_SECOND)	/* of the same trouble in the log */
 
+#define END_PATIENCE		1000	/* ms */
+#define END_POLL			10		/* ms; what becomes of transactions is not announced */
+
 #define STEP_TURN			1
 
 #define LATCH_POSITION		0	/* in the wait set */
@@ -74,6 +78,9 @@ char		bus_state_key[MAX_KEY];
 static TokenBucket entry_log;
 static uint32 not_logged = 0;
 static TimestampTz next_retire = 0;
+static volatile sig_atomic_t end_wanted = false;	/* by SIGTERM */
+static TimestampTz end_by = 0;	/* 0: it was not seen yet */
+static TimeoutId turn_watch;
 static bool left_out = false;	/* the turn, after an error */
 static WaitEventSet *wait_set = NULL;
 
@@ -329,6 +336,58 @@ end_with_extension(void)
 	(void) place_end_bus();
 }
 
+/* ---- SIGTERM ---- */
+
+/*
+ * Most often the server is shut down, and with it goes what is queued.  So what
+ * Redis takes at once is still sent.  PostgreSQL sends the signal twice, to the
+ * process and to its group.
+ */
+static void
+handle_terminate(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	end_wanted = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
+/* A turn takes long: it may wait for a lock that nobody lets go before we end. */
+static void
+turn_takes_long(void)
+{
+	if (end_wanted)
+		die(SIGTERM);
+}
+
+/* Also those of transactions that are about to end. */
+static bool
+has_events_to_send(void)
+{
+	return pg_atomic_read_u64(&bus_place()->queue_events) > 0 || database_has_linked(bus_db) ||
+		pg_atomic_read_u32(&bus_db->ntaken) > 0;
+}
+
+static void
+end_when_sent(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	uint64		n;
+
+	if (end_by == 0)
+		end_by = now + Min(subdispatch_redis_timeout, END_PATIENCE) * INT64CONST(1000);
+	if (!left_out && send_is_up() && has_events_to_send() && now < end_by)
+		return;
+	n = pg_atomic_read_u64(&bus_place()->queue_events);
+	if (n > 0)
+		ereport(LOG,
+				(errmsg("subdispatch's Redis bus: the worker ends before %llu committed events were sent",
+						(unsigned long long) n),
+				 errdetail("They are lost if the server is being shut down; otherwise the next worker sends them.")));
+	proc_exit(0);
+}
+
 /* ---- the loop ---- */
 
 /* On a replica nobody tells us that the database was renamed. */
@@ -383,9 +442,8 @@ reload(void)
 	name_keys();
 }
 
-/* Returns whether there is more to be done at once. */
 static bool
-turn(void)
+do_turn(void)
 {
 	TimestampTz now;
 	bool		more;
@@ -419,6 +477,21 @@ turn(void)
 	return more;
 }
 
+/* Returns whether there is more to be done at once. */
+static bool
+turn(void)
+{
+	bool		more;
+
+	enable_timeout_every(turn_watch, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), END_PATIENCE),
+						 END_PATIENCE);
+	more = do_turn();
+	disable_timeout(turn_watch, false);
+	if (unlikely(end_wanted))
+		end_when_sent();
+	return more;
+}
+
 /* ---- waiting ---- */
 
 static long
@@ -430,7 +503,7 @@ sooner(long a, long b)
 static long
 wait_time(void)
 {
-	long		timeout = LONGEST_WAIT;
+	long		timeout = end_wanted ? END_POLL : LONGEST_WAIT;
 
 	if (left_out)
 		return timeout;
@@ -545,5 +618,7 @@ subdispatch_bus_main(Datum arg)
 	pqsignal(SIGTERM, die);
 	bus_db = worker_start(&bus_worker, DatumGetInt32(arg));
 	set_up();
+	turn_watch = RegisterTimeout(USER_TIMEOUT, turn_takes_long);
+	pqsignal(SIGTERM, handle_terminate);
 	worker_loop();
 }
