@@ -22,7 +22,7 @@
 #include "registry.h"
 
 #define STREAMS_PER_LOCK	64
-#define BUCKETS_PER_LOCK	64
+#define BUCKETS_PER_LOCK	16
 
 static SdDatabase *db;
 static int	me;
