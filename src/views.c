@@ -299,8 +299,9 @@ next_subscription(FunctionCallInfo fcinfo)
 	SRF_RETURN_NEXT(funcctx, make_record(s, &row));
 }
 
-Datum
-subdispatch_list_subscriptions(PG_FUNCTION_ARGS)
+/* All that the caller may see, or the one of his own whose id is the argument. */
+static Datum
+give_subscriptions(FunctionCallInfo fcinfo, bool one)
 {
 	if (SRF_IS_FIRSTCALL())
 	{
@@ -312,32 +313,29 @@ subdispatch_list_subscriptions(PG_FUNCTION_ARGS)
 		funcctx = SRF_FIRSTCALL_INIT();
 		old = MemoryContextSwitchTo(funcctx->multi_call_memory_ctx);
 		funcctx->user_fctx = s = make_subscriptions(fcinfo);
-		walk_begin(&s->walk);
+		if (one)
+		{
+			s->walk.all = false;
+			s->id = arg_key(fcinfo, 0, "id");
+			walk_begin_look_up(&s->walk, subscription_hash(s->walk.user, s->id));
+		}
+		else
+			walk_begin(&s->walk);
 		MemoryContextSwitchTo(old);
 	}
 	return next_subscription(fcinfo);
 }
 
-/* One of the caller's own, found by its id. */
+Datum
+subdispatch_list_subscriptions(PG_FUNCTION_ARGS)
+{
+	return give_subscriptions(fcinfo, false);
+}
+
 Datum
 subdispatch_subscription(PG_FUNCTION_ARGS)
 {
-	if (SRF_IS_FIRSTCALL())
-	{
-		FuncCallContext *funcctx;
-		MemoryContext old;
-		Subscriptions *s;
-
-		sd_require_preload();
-		funcctx = SRF_FIRSTCALL_INIT();
-		old = MemoryContextSwitchTo(funcctx->multi_call_memory_ctx);
-		funcctx->user_fctx = s = make_subscriptions(fcinfo);
-		s->walk.all = false;
-		s->id = arg_key(fcinfo, 0, "id");
-		walk_begin_look_up(&s->walk, subscription_hash(s->walk.user, s->id));
-		MemoryContextSwitchTo(old);
-	}
-	return next_subscription(fcinfo);
+	return give_subscriptions(fcinfo, true);
 }
 
 /* ---- consumers ---- */
